@@ -1,0 +1,1 @@
+"""Instruction data: files in, `Example` out, and back."""

@@ -1,0 +1,248 @@
+"""Examples and the function that encodes them go in; counts come out, and what makes training on them pointless."""
+
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from deft.errors import NotTrainable
+from deft.types import IGNORED_LABEL, Example, Message, TokenSequence
+
+Encode = Callable[[Example], TokenSequence]
+
+NO_ABILITY = "(none)"
+TOTAL = "total"
+TOO_LONG = "too_long"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AbilityAudit:
+    """The counts of one ability, or of all rows.
+
+    `dropped` counts the rows that cannot be trained, by reason; tokens and lengths are those of the other rows.
+    `num_duplicates` counts rows whose id an earlier row has; `num_conflicting` rows whose prompt another row of the
+    data has with another reply; `num_open_ended` rows whose last supervised token does not end the turn.
+    Lengths are in tokens, 0 where no row can be trained.
+    """
+
+    ability: str
+    num_rows: int
+    num_tokens: int
+    num_supervised: int
+    dropped: Mapping[str, int]
+    num_duplicates: int
+    num_conflicting: int
+    num_open_ended: int
+    length_p50: int
+    length_p90: int
+    length_max: int
+
+    @property
+    def num_dropped(self) -> int:
+        """The number of rows that cannot be trained."""
+        return sum(self.dropped.values())
+
+    @property
+    def num_trainable(self) -> int:
+        """The number of rows that can be trained."""
+        return self.num_rows - self.num_dropped
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Audit:
+    """What `audit` found: one entry for each ability, sorted by name, and one for all rows together.
+
+    `stop_reasons` say what makes training pointless or wrong, `warnings` what to look at; both in sentences.
+    """
+
+    abilities: tuple[AbilityAudit, ...]
+    total: AbilityAudit
+    max_length_tokens: int
+    stop_reasons: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(kw_only=True, slots=True)
+class Tally:
+    """The counts of one ability while rows are being looked at."""
+
+    num_rows: int = 0
+    num_supervised: int = 0
+    num_duplicates: int = 0
+    num_conflicting: int = 0
+    num_open_ended: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    lengths: list[int] = field(default_factory=list)
+
+    def result(self, ability: str) -> AbilityAudit:
+        """Return the counts as they stand."""
+        p50, p90, longest = percentiles(self.lengths)
+        return AbilityAudit(
+            ability=ability,
+            num_rows=self.num_rows,
+            num_tokens=sum(self.lengths),
+            num_supervised=self.num_supervised,
+            dropped=dict(sorted(self.dropped.items())),
+            num_duplicates=self.num_duplicates,
+            num_conflicting=self.num_conflicting,
+            num_open_ended=self.num_open_ended,
+            length_p50=p50,
+            length_p90=p90,
+            length_max=longest,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Leak:
+    """A held-out example that training data gives away; `reason` is `same_id` or `same_prompt`."""
+
+    train: Example
+    held_out: Example
+    reason: str
+
+    @property
+    def source(self) -> str:
+        """Where the held-out example was read."""
+        return self.held_out.source
+
+
+def audit(
+    examples: Sequence[Example], *, encode: Encode, max_length_tokens: int, end_of_turn_ids: Collection[int]
+) -> Audit:
+    """Encode every example and count, for each ability and in all.
+
+    `encode` may raise `NotTrainable`; its reason is counted. A row longer than `max_length_tokens` counts as
+    `too_long`. A reply is open-ended where its last supervised token is not one of `end_of_turn_ids`.
+    """
+    tallies: dict[str, Tally] = defaultdict(Tally)
+    total = Tally()
+    conflicting = conflicting_prompts(examples)
+    seen: set[str] = set()
+    for example in examples:
+        sequence, reason = encoded(example, encode, max_length_tokens)
+        for tally in (tallies[example.ability or NO_ABILITY], total):
+            tally.num_rows += 1
+            tally.num_duplicates += example.id in seen
+            tally.num_conflicting += prompt_key(example) in conflicting
+            if sequence is None:
+                tally.dropped[reason] += 1
+                continue
+            tally.lengths.append(len(sequence))
+            tally.num_supervised += sequence.num_supervised
+            supervised = sequence.labels[sequence.labels != IGNORED_LABEL]
+            tally.num_open_ended += int(supervised[-1]) not in end_of_turn_ids
+        seen.add(example.id)
+    abilities = tuple(tallies[name].result(name) for name in sorted(tallies))
+    whole = total.result(TOTAL)
+    return Audit(
+        abilities=abilities,
+        total=whole,
+        max_length_tokens=max_length_tokens,
+        stop_reasons=find_stop_reasons(abilities, whole),
+        warnings=find_warnings(abilities, whole),
+    )
+
+
+def encoded(example: Example, encode: Encode, max_length_tokens: int) -> tuple[TokenSequence | None, str]:
+    """Return the tokens of an example, or None and the reason why it cannot be trained."""
+    try:
+        sequence = encode(example)
+    except NotTrainable as error:
+        return None, error.reason
+    return (None, TOO_LONG) if len(sequence) > max_length_tokens else (sequence, "")
+
+
+def find_stop_reasons(abilities: Sequence[AbilityAudit], total: AbilityAudit) -> tuple[str, ...]:
+    """Say in sentences what makes training pointless or wrong."""
+    if total.num_rows == 0:
+        return ("there are no rows",)
+    if total.num_trainable == 0:
+        return (f"no row can be trained: {reasons(total)}",)
+    found = []
+    if 2 * total.num_dropped > total.num_rows:
+        found.append(f"more than half of the rows cannot be trained: {reasons(total)}")
+    if total.num_open_ended == total.num_trainable:
+        found.append("no reply ends with an end-of-turn token that is trained, so the model would not learn to stop")
+    if 2 * total.num_duplicates > total.num_rows:
+        counts = f"{total.num_duplicates:,} of {total.num_rows:,}"
+        found.append(f"more than half of the rows are duplicates of others: {counts}")
+    found += [
+        f"no row of {one.ability} can be trained: {reasons(one)}"
+        for one in abilities
+        if one.num_trainable == 0 and len(abilities) > 1
+    ]
+    return tuple(found)
+
+
+def find_warnings(abilities: Sequence[AbilityAudit], total: AbilityAudit) -> tuple[str, ...]:
+    """Say in sentences what is worth a look before training."""
+    found = []
+    if total.num_dropped:
+        found.append(f"{total.num_dropped:,} of {total.num_rows:,} rows cannot be trained: {reasons(total)}")
+    if total.num_open_ended:
+        counts = f"{total.num_open_ended:,} of {total.num_trainable:,}"
+        found.append(f"{counts} replies do not end with an end-of-turn token that is trained")
+    if total.num_duplicates:
+        found.append(f"{total.num_duplicates:,} of {total.num_rows:,} rows are duplicates of others")
+    if total.num_conflicting:
+        found.append(f"{total.num_conflicting:,} rows share their prompt with a row that has another reply")
+    unnamed = sum(one.num_rows for one in abilities if one.ability == NO_ABILITY)
+    if unnamed and len(abilities) > 1:
+        found.append(f"{unnamed:,} of {total.num_rows:,} rows name no ability")
+    return tuple(found)
+
+
+def reasons(counts: AbilityAudit) -> str:
+    """Return the reasons of dropped rows with their counts, the most frequent first."""
+    ordered = sorted(counts.dropped.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{number:,} {reason}" for reason, number in ordered)
+
+
+def percentiles(lengths: Sequence[int]) -> tuple[int, int, int]:
+    """Return the 50th, 90th and 100th percentile: the smallest length that so many of the rows do not exceed."""
+    if not lengths:
+        return 0, 0, 0
+    p50, p90, longest = np.percentile(lengths, [50, 90, 100], method="inverted_cdf")
+    return int(p50), int(p90), int(longest)
+
+
+def conflicting_prompts(examples: Iterable[Example]) -> set[str]:
+    """Return the keys of the prompts that occur with more than one reply."""
+    replies: dict[str, set[str]] = defaultdict(set)
+    for example in examples:
+        replies[prompt_key(example)].add(normalised(example.messages[-1].content))
+    return {key for key, known in replies.items() if len(known) > 1}
+
+
+def prompt_key(example: Example) -> str:
+    """Return all messages but the last reply, normalised, as one key."""
+    return conversation_key(example.messages[:-1])
+
+
+def conversation_key(messages: Iterable[Message]) -> str:
+    """Return roles and normalised contents as one text; equal for what a reader would call the same conversation."""
+    return "\n".join(f"{message.role}:{normalised(message.content)}" for message in messages)
+
+
+def normalised(text: str) -> str:
+    """Return text in Unicode NFKC and lower case, without white space."""
+    return "".join(unicodedata.normalize("NFKC", text).lower().split())
+
+
+def leaks(train: Iterable[Example], held_out: Iterable[Example]) -> tuple[Leak, ...]:
+    """Return every held-out example that has the id, or else the normalised prompt, of an example of `train`."""
+    by_id: dict[str, Example] = {}
+    by_prompt: dict[str, Example] = {}
+    for example in train:
+        by_id.setdefault(example.id, example)
+        by_prompt.setdefault(prompt_key(example), example)
+    found = []
+    for example in held_out:
+        key = prompt_key(example)
+        if example.id in by_id:
+            found.append(Leak(train=by_id[example.id], held_out=example, reason="same_id"))
+        elif key in by_prompt:
+            found.append(Leak(train=by_prompt[key], held_out=example, reason="same_prompt"))
+    return tuple(found)

@@ -1,0 +1,128 @@
+"""Files of instruction data go in, in any of the formats of `formats.py`; checked `Example`s come out."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deft.data.files import find_files
+from deft.data.formats import parse_row
+from deft.data.rawrows import raw_rows
+from deft.errors import UserError, shorten
+from deft.types import Example
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BrokenRow:
+    """A row that is no example: where it stands (`file:line`), why it was refused, and what was found there."""
+
+    source: str
+    reason: str
+    got: str | None = None
+    fix: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadResult:
+    """What was read, in the order of the files and of the rows in them; `broken` is what was passed over."""
+
+    examples: tuple[Example, ...]
+    broken: tuple[BrokenRow, ...]
+    files: tuple[Path, ...]
+
+
+def read_examples(
+    paths: Iterable[Path | str] | Path | str, *, skip_broken: bool = False, ability: str | None = None
+) -> ReadResult:
+    """Read every row of files and folders; `ability` is given to rows that name none.
+
+    `Example.source` is `file:line`, in Parquet `file:row`, counted from 1.
+
+    Raises:
+        UserError: if a file cannot be read, if there is no row at all, or at the first broken row, unless
+            `skip_broken` is set: broken rows are then passed over and listed in the result.
+    """
+    files = find_files(paths)
+    examples: list[Example] = []
+    broken: list[BrokenRow] = []
+    for path in files:
+        made, refused = read_file(path, ability=ability)
+        if refused and not skip_broken:
+            raise first_broken(refused, num_rows=len(made) + len(refused))
+        examples += made
+        broken += refused
+    if not examples and not broken:
+        raise UserError("there is no row in the data", got=", ".join(map(str, files)), fix="give files with rows")
+    return ReadResult(examples=tuple(examples), broken=tuple(broken), files=files)
+
+
+def read_file(path: Path, *, ability: str | None = None) -> tuple[list[Example], list[BrokenRow]]:
+    """Read one file; return its examples and its broken rows.
+
+    Raises:
+        UserError: if the file cannot be read as a whole.
+    """
+    examples, broken = [], []
+    for number, value in raw_rows(path):
+        source = f"{path}:{number}"
+        try:
+            if isinstance(value, UserError):
+                raise value
+            examples.append(make_example(value, source=source, ability=ability))
+        except UserError as error:
+            got = None if error.got is None else shorten(error.got)
+            broken.append(BrokenRow(source=source, reason=error.what, got=got, fix=error.fix))
+    return examples, broken
+
+
+def make_example(row: Any, *, source: str = "", ability: str | None = None) -> Example:
+    """Make the example of one row (a JSON value).
+
+    Raises:
+        UserError: if the row is in no known format, or its content is wrong.
+    """
+    if isinstance(row, dict):
+        check_values(row)
+    parsed = parse_row(row)
+    return Example.create(parsed.messages, ability=parsed.ability or ability, source=source, meta=parsed.meta)
+
+
+def check_values(row: dict[str, Any]) -> None:
+    """Check that a row can be written again as valid JSON in UTF-8.
+
+    Raises:
+        UserError: naming the first key with a number or a text that cannot.
+    """
+    if fault_of(row) is None:
+        return
+    for key, value in row.items():
+        fault = fault_of({key: value})
+        if fault:
+            raise UserError(f"`{key}` holds {fault}", got=value, fix="mend the value, or leave the row out")
+
+
+def fault_of(value: dict[str, Any]) -> str | None:
+    """Say what keeps a value from being valid JSON in UTF-8, or None."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return "half of a surrogate pair, which is no character"
+    except RecursionError:
+        return "values nested too deeply"
+    except ValueError:
+        return "NaN or an infinite number, which JSON does not allow"
+    return None
+
+
+def first_broken(broken: list[BrokenRow], *, num_rows: int) -> UserError:
+    """Return the error for the first broken row of a file, with the number of all of them."""
+    first = broken[0]
+    count = f"{len(broken):,} of the {num_rows:,} rows of this file are broken"
+    advice = f"{first.fix}; " if first.fix else ""
+    return UserError(
+        first.reason,
+        got=first.got,
+        where=first.source,
+        fix=f"{advice}or pass over broken rows with --skip-broken ({count})",
+    )

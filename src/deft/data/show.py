@@ -1,0 +1,106 @@
+"""Audits, broken rows and single examples go in; tables and coloured text for the terminal come out.
+
+Text of the data is never read as markup, and its control characters are shown, not sent to the terminal.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+from rich.table import Table
+from rich.text import Text
+
+from deft.data.audit import AbilityAudit, Audit, reasons
+from deft.data.read import BrokenRow
+from deft.types import Example
+
+TRAINED_STYLE = "black on green"
+MASKED_STYLE = "dim"
+OPEN, CLOSE = "⟦", "⟧"
+
+Column = tuple[str, Callable[[AbilityAudit], str]]
+
+ALWAYS_SHOWN: tuple[Column, ...] = (
+    ("rows", lambda one: f"{one.num_rows:,}"),
+    ("tokens", lambda one: f"{one.num_tokens:,}"),
+    ("supervised", lambda one: f"{one.num_supervised:,}"),
+    ("p50", lambda one: f"{one.length_p50:,}"),
+    ("p90", lambda one: f"{one.length_p90:,}"),
+    ("max", lambda one: f"{one.length_max:,}"),
+)
+SHOWN_IF_ANY: tuple[Column, ...] = (
+    ("duplicates", lambda one: f"{one.num_duplicates:,}"),
+    ("same prompt", lambda one: f"{one.num_conflicting:,}"),
+    ("open end", lambda one: f"{one.num_open_ended:,}"),
+)
+
+
+def audit_table(audit: Audit) -> Table:
+    """Return the counts, a line for each ability and one for all; columns of faults appear where there are any.
+
+    p50, p90 and max are lengths in tokens.
+    """
+    columns = [*ALWAYS_SHOWN, *(column for column in SHOWN_IF_ANY if column[1](audit.total) != "0")]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("ability", overflow="fold")
+    lines = (*audit.abilities, audit.total)
+    for name, cell in columns:
+        widest = max(len(cell(one)) for one in lines)
+        table.add_column(name, justify="right", overflow="fold", min_width=widest)
+    if audit.total.num_dropped:
+        table.add_column("dropped", overflow="fold")
+    for one in lines:
+        cells = [visible(one.ability), *(cell(one) for _, cell in columns)]
+        if audit.total.num_dropped:
+            cells.append(reasons(one))
+        table.add_row(*map(Text, cells), style="bold" if one is audit.total else None)
+    return table
+
+
+def problems_table(broken: Sequence[BrokenRow]) -> Table:
+    """Return broken rows, one a line: where, why, and what was found there."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("where", "problem", "found"):
+        table.add_column(name, overflow="fold")
+    for row in broken:
+        table.add_row(*(Text(visible(cell)) for cell in (row.source, row.reason, row.got or "")))
+    return table
+
+
+def paint(example: Example, pieces: Sequence[tuple[str, bool]], *, colour: bool = True) -> Text:
+    """Return an example as a model is trained on it: a header, a legend, and its tokens.
+
+    `pieces` are the texts of the tokens, each with whether it carries loss. Trained text has a coloured background;
+    without `colour` it stands between ⟦ and ⟧.
+    """
+    supervised = sum(trained for _, trained in pieces)
+    facts = [
+        f"id {example.id}",
+        f"ability {example.ability or '(none)'}",
+        example.source or "(no file)",
+        f"{len(pieces):,} tokens",
+        f"{supervised:,} supervised",
+    ]
+    painted = Text(visible(" · ".join(facts)), style="")
+    painted.append("\n")
+    for trained, label in ((True, "trained"), (False, "masked")):
+        append_span(painted, label, trained=trained, colour=colour)
+        painted.append(" ")
+    painted.append("\n\n")
+    for trained, group in groupby(pieces, key=lambda piece: piece[1]):
+        append_span(painted, "".join(text for text, _ in group), trained=trained, colour=colour)
+    return painted
+
+
+def append_span(painted: Text, text: str, *, trained: bool, colour: bool) -> None:
+    """Append text in the way that shows whether it is trained."""
+    shown = visible(text, keep="\n\t")
+    if colour:
+        painted.append(shown, style=TRAINED_STYLE if trained else MASKED_STYLE)
+    else:
+        painted.append(f"{OPEN}{shown}{CLOSE}" if trained else shown)
+
+
+def visible(text: str, *, keep: str = "") -> str:
+    """Return text with control characters, which could drive the terminal, written as escapes; `keep` stays."""
+    safe = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(ch if ch.isprintable() or ch in keep else repr(ch)[1:-1] for ch in safe)

@@ -1,0 +1,59 @@
+"""Errors that a user can mend: printed in a few lines, without a traceback, with exit code 2."""
+
+import difflib
+from collections.abc import Iterable
+
+MAX_SHOWN_CHARACTERS = 200
+
+
+class UserError(Exception):
+    """Something the user gave is wrong, and this says what, where, and how to mend it.
+
+    `what` names the fault, `got` the offending value, `where` the place (`file:line` or an example id),
+    `fix` what is allowed or the command that mends it.
+    """
+
+    def __init__(self, what: str, *, got: object = None, where: str | None = None, fix: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.got = got
+        self.where = where
+        self.fix = fix
+
+    def at(self, where: str) -> "UserError":
+        """Return the same error with its place filled in, where it had none yet."""
+        return UserError(self.what, got=self.got, where=self.where or where, fix=self.fix)
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.where is not None:
+            lines.append(f"  where: {self.where}")
+        if self.got is not None:
+            lines.append(f"  got:   {shorten(self.got)}")
+        if self.fix is not None:
+            lines.append(f"  fix:   {self.fix}")
+        return "\n".join(lines)
+
+
+class NotTrainable(UserError):
+    """One row cannot be trained exactly; `reason` is the short name counted in reports, e.g. `too_long`."""
+
+    def __init__(self, reason: str, what: str, *, got: object = None, fix: str | None = None) -> None:
+        super().__init__(what, got=got, fix=fix)
+        self.reason = reason
+
+
+def shorten(value: object, limit: int = MAX_SHOWN_CHARACTERS) -> str:
+    """Return `value` as one printable line of at most `limit` characters, safe to write in any encoding."""
+    text = value if isinstance(value, str) else repr(value)
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    text = "".join(ch if ch.isprintable() else repr(ch)[1:-1] for ch in text[: limit + 1])
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return advice for a misspelt `name`: the nearest known name where one is near, then all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    listed = "known: " + ", ".join(names)
+    return f"did you mean {near[0]!r}? {listed}" if near else listed

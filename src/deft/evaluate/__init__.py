@@ -1,0 +1,1 @@
+"""Evaluation: what a model can do, per ability and with intervals."""

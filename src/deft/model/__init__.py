@@ -1,0 +1,1 @@
+"""Models: finding and loading them, and what training, scoring and evaluation all stand on."""

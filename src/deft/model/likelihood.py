@@ -1,0 +1,159 @@
+"""How likely a model finds the supervised tokens: what training, scoring and evaluation all stand on.
+
+Token sequences in, the negative log-likelihood (NLL, in nats) of every supervised token out. Rows are laid end to end
+without padding and kept apart by `deft.model.attention`; the head, which is a large part of a small model's work, runs
+only where a token is supervised, a chunk at a time, so that no `[tokens, vocab]` array ever exists.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from deft.types import IGNORED_LABEL, TokenSequence
+
+HEAD_CHUNK_TOKENS = 512
+"""Supervised positions that pass through the head at a time: 512 × a vocabulary of 150,000 in fp32 is 0.3 GB."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PackedRows:
+    """Rows laid end to end for one forward pass.
+
+    `input_ids`, `position_ids` int64 [1, tokens] (positions restart with each row); `predicting` int64 [supervised]
+    are the positions whose next token is supervised, `targets` int64 [supervised] those tokens, and `row_of` int64
+    [supervised] the index of the row each belongs to.
+    """
+
+    row_ids: tuple[str, ...]
+    row_lengths: tuple[int, ...]
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    predicting: torch.Tensor
+    targets: torch.Tensor
+    row_of: torch.Tensor
+
+    @classmethod
+    def lay(cls, sequences: Sequence[TokenSequence]) -> "PackedRows":
+        """Lay `sequences` end to end, in their order."""
+        lengths = tuple(len(row) for row in sequences)
+        labels = torch.cat([torch.from_numpy(row.labels).long() for row in sequences])
+        row_of_token = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+        supervised = (labels != IGNORED_LABEL).nonzero().squeeze(1)
+        return cls(
+            row_ids=tuple(row.id for row in sequences),
+            row_lengths=lengths,
+            input_ids=torch.cat([torch.from_numpy(row.input_ids).long() for row in sequences])[None],
+            position_ids=torch.cat([torch.arange(length) for length in lengths])[None],
+            predicting=supervised - 1,  # never crosses a row: the first token of a row carries no label
+            targets=labels[supervised],
+            row_of=row_of_token[supervised],
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """All tokens of the pack."""
+        return self.input_ids.shape[1]
+
+    @property
+    def num_supervised(self) -> int:
+        """The tokens of the pack that carry loss."""
+        return len(self.targets)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SupervisedNLL:
+    """`total`: the sum over supervised tokens, differentiable; `per_token` fp32 [supervised], detached."""
+
+    total: torch.Tensor
+    per_token: torch.Tensor
+
+    def per_row(self, packed: PackedRows) -> torch.Tensor:
+        """Return the NLL summed over each row, fp64 [rows], on the CPU."""
+        sums = torch.zeros(len(packed.row_ids), dtype=torch.float64)
+        return sums.index_add_(0, packed.row_of, self.per_token.double().cpu())
+
+
+def supervised_nll(model: PreTrainedModel, packed: PackedRows) -> SupervisedNLL:
+    """Run the model over one pack, its rows kept apart (the caller holds `rows_apart` open), and return the NLL."""
+    device = model.device
+    inputs: dict[str, Any] = {
+        "input_ids": packed.input_ids.to(device),
+        "position_ids": packed.position_ids.to(device),
+        "row_lengths": packed.row_lengths,
+        "use_cache": False,
+    }
+    predicting, targets = packed.predicting.to(device), packed.targets.to(device)
+    base = base_model(model)
+    if not has_plain_head(base):
+        logits = model(**inputs, logits_to_keep=predicting).logits[0].float()
+        per_token = nn.functional.cross_entropy(logits, targets, reduction="none")
+        return SupervisedNLL(total=per_token.sum(), per_token=per_token.detach())
+    hidden = base.get_decoder()(**inputs).last_hidden_state[0, predicting]
+    total, per_token = ChunkedCrossEntropy.apply(hidden, base.get_output_embeddings().weight, targets)
+    return SupervisedNLL(total=total, per_token=per_token)
+
+
+def base_model(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the causal language model inside an adapter's wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Say whether logits are just `hidden @ weight.T`, as in most models; the others compute their own."""
+    head = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    scales = ("logit_scale", "logits_scaling", "final_logit_softcapping")
+    plain = all(getattr(config, name, None) in (None, 1, 1.0) for name in scales)
+    return plain and type(head) is nn.Linear and head.bias is None
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Cross-entropy of `hidden @ weight.T`, summed, whose gradients are made in the forward pass chunk by chunk.
+
+    Keeping logits for the backward pass would take `[supervised, vocab]` of memory, and computing them again a third
+    matrix product; because only a sum is differentiated, the gradients are known up to one scalar as soon as a chunk's
+    logits are, and nothing but them is kept.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Shapes: `hidden` [supervised, hidden], `weight` [vocab, hidden], `targets` [supervised]."""
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        per_token = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        for start in range(0, len(targets), HEAD_CHUNK_TOKENS):
+            here = slice(start, start + HEAD_CHUNK_TOKENS)
+            rows = torch.arange(len(targets[here]), device=hidden.device)
+            logits = (hidden[here] @ weight.T).float()
+            log_normaliser = torch.logsumexp(logits, dim=-1)
+            per_token[here] = log_normaliser - logits[rows, targets[here]]
+            if not (needs_hidden or needs_weight):
+                continue
+            grad_logits = logits.sub_(log_normaliser[:, None]).exp_()
+            grad_logits[rows, targets[here]] -= 1.0
+            grad_logits = grad_logits.to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden[here] = grad_logits @ weight
+            if grad_weight is not None:
+                grad_weight += grad_logits.T @ hidden[here]
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight.dtype
+        ctx.mark_non_differentiable(per_token)
+        return per_token.sum(), per_token
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: torch.Tensor, _: torch.Tensor) -> Any:  # type: ignore[override]
+        """Scale the stored gradients by the one number that was not known in the forward pass."""
+        grad_hidden, grad_weight = ctx.saved_tensors
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden * grad_total.to(grad_hidden.dtype)
+        if grad_weight is not None:
+            grad_weight = (grad_weight.mul_(grad_total)).to(ctx.weight_dtype)
+        return grad_hidden, grad_weight, None

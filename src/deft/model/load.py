@@ -1,0 +1,505 @@
+"""Find a model by name, and load it with its tokenizer.
+
+In: an alias, a folder or a hub id. Out: a `LoadedModel` on its device, in evaluation mode. No code from a checkpoint
+ever runs: weights come from safetensors, or from `.bin` files read as plain tensors. Whatever is missing or damaged is
+named before torch gets to see it.
+"""
+
+import difflib
+import importlib
+import json
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deft.errors import UserError, did_you_mean
+from deft.model.known import KNOWN_MODELS, find_known, models_folder
+from deft.model.pull import find_damage, pull_hub
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "sentencepiece.bpe.model")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+OWN_ARCHITECTURES = {"baichuan": "deft.model.baichuan2:register"}
+"""Model types that transformers lacks and deft brings: the function that makes them known to its Auto classes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LoadedModel:
+    """A model in evaluation mode on its device, its tokenizer, and the folder they were read from.
+
+    `model` is a `transformers.PreTrainedModel`, or a `peft.PeftModel` where the folder held an adapter.
+    """
+
+    model: Any
+    tokenizer: "PreTrainedTokenizerBase"
+    path: Path
+
+
+# --- finding ----------------------------------------------------------------------------------------------------
+
+
+def find_model(name: str | Path) -> str | Path:
+    """Return where a model is: the folder of an alias or of a local path, or the id of a hub model.
+
+    An alias goes before a folder of the same name (write `./name` for the folder).
+
+    Raises:
+        UserError: if there is no such model, it has not been pulled, or its folder lacks files.
+    """
+    known = find_known(str(name))
+    if known is not None:
+        if known.hub_id is not None:
+            return known.hub_id
+        folder = models_folder() / known.alias
+        if (damage := find_damage(folder, known)) is not None:
+            what = f"{folder} is damaged: {damage}" if folder.exists() else f"{known.alias} is not in {folder.parent}"
+            raise UserError(what, fix=f"deft pull {known.alias}")
+        return folder
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if missing := missing_files(folder, tokenizer=False):
+            raise incomplete(folder, missing)
+        return folder
+    if folder.exists():
+        raise UserError(
+            "a model is a folder, and this is a file", got=str(name), fix="give the folder that holds the model"
+        )
+    if HUB_ID.fullmatch(str(name)) and not folder.parent.is_dir():
+        return str(name)
+    raise unknown_model(str(name), folder)
+
+
+def unknown_model(name: str, folder: Path) -> UserError:
+    """Return the error for a name that is neither an alias nor a folder, with the folders and aliases near it."""
+    if name == folder.name:
+        near = difflib.get_close_matches(name, KNOWN_MODELS, n=1)
+        if near:
+            return UserError("there is no such model", got=name, fix=f"did you mean {near[0]!r}?")
+    beside = [entry.name for entry in folder.parent.iterdir() if entry.is_dir()] if folder.parent.is_dir() else []
+    if near := difflib.get_close_matches(folder.name, beside, n=3):
+        fix = "did you mean " + " or ".join(str(folder.parent / each) for each in near) + "?"
+    elif HUB_ID.fullmatch(name):
+        fix = f"the folder {folder.parent} holds no {folder.name}; for the hub's: deft pull {name}, then give its path"
+    else:
+        fix = "give a folder, a hub id (org/name), or one of: " + ", ".join(KNOWN_MODELS)
+    return UserError("there is no such model", got=name, fix=fix)
+
+
+def incomplete(folder: Path, missing: list[str]) -> UserError:
+    """Return the error for a folder that lacks files of a model; its subfolders that hold one are named."""
+    inside = sorted(found.parent.name for kind in ("config.json", ADAPTER_CONFIG) for found in folder.glob(f"*/{kind}"))
+    fix = "these folders in it hold a model: " + ", ".join(inside) if inside else "copy or download the whole model"
+    return UserError(f"{folder} is not a whole model: it lacks " + ", ".join(missing), fix=fix)
+
+
+def missing_files(folder: Path, *, weights: bool = True, tokenizer: bool = True) -> list[str]:
+    """List what a checkpoint lacks to be loaded: its config, its weights (each shard by name), its tokenizer.
+
+    Raises:
+        UserError: if an index of shards is damaged.
+    """
+    adapter = (folder / ADAPTER_CONFIG).is_file()
+    missing = [] if adapter or (folder / "config.json").is_file() else ["config.json"]
+    if weights:
+        found = weight_files(folder)
+        missing += [file.name for file in found if not file.is_file()]
+        if not found:
+            missing.append("its weights (" + " or ".join(ADAPTER_FILES if adapter else WEIGHT_FILES) + ")")
+    if tokenizer and not adapter and not has_tokenizer(folder):
+        missing.append("a tokenizer (" + " or ".join(TOKENIZER_FILES) + ")")
+    return missing
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Say whether a folder holds a tokenizer's vocabulary."""
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the weight files of a checkpoint, whether or not each exists: safetensors go before `.bin`."""
+    for name in ADAPTER_FILES if (folder / ADAPTER_CONFIG).is_file() else WEIGHT_FILES:
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map:
+                raise UserError(f"{index} lists no weights", fix="copy or download that file again")
+            return [folder / shard for shard in sorted(set(weight_map.values()))]
+    return []
+
+
+def find_in_cache(hub_id: str, *, weights: bool = True) -> Path | None:
+    """Return the snapshot of a hub model in the local cache, if it is whole; the network is not asked."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(hub_id, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    return None if missing_files(folder, weights=weights) else folder
+
+
+def find_folder(name: str | Path, *, weights: bool = True) -> Path:
+    """Return the folder of a model, downloading a hub model that is not in the cache."""
+    found = find_model(name)
+    if isinstance(found, Path):
+        return found
+    return find_in_cache(found, weights=weights) or pull_hub(found, weights=weights)
+
+
+# --- loading ----------------------------------------------------------------------------------------------------
+
+
+def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
+    """Load a model's tokenizer, for an adapter the one saved with it or else its base model's.
+
+    Raises:
+        UserError: if there is none, it is damaged, or it needs code from the checkpoint.
+    """
+    from transformers import AutoTokenizer
+
+    folder = find_folder(name, weights=False)
+    if not has_tokenizer(folder):
+        if (folder / ADAPTER_CONFIG).is_file():
+            return load_tokenizer(base_of(folder))
+        raise incomplete(folder, missing_files(folder))
+    if (folder / "config.json").is_file():
+        check_architecture(folder)
+    for file in ("tokenizer_config.json", "tokenizer.json"):
+        if (folder / file).is_file():
+            read_json(folder / file)
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises bare Exception
+        if "trust_remote_code" in str(error):
+            raise remote_code(folder, needed_class(read_json(folder / "tokenizer_config.json"))) from error
+        raise UserError(f"the tokenizer in {folder} cannot be loaded", got=first_line(error)) from error
+
+
+def load_model(
+    name: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
+    attn_implementation: str | None = None,
+) -> LoadedModel:
+    """Load a model and its tokenizer, in evaluation mode.
+
+    `dtype` "auto" is bfloat16 on a GPU that computes in it, otherwise float32: without hardware support bf16 is many
+    times slower. `device` None is the first GPU, else Apple's, else the CPU. A folder with a LoRA adapter loads the
+    base model that it names, its embeddings resized to those the adapter was trained with.
+
+    Raises:
+        UserError: if the model is not found, is damaged (the file is named), needs code from the checkpoint, has a
+            tokenizer with ids beyond its embeddings, or does not fit the device.
+    """
+    import torch
+
+    if dtype not in DTYPES:
+        raise UserError("unknown dtype", got=dtype, fix=did_you_mean(dtype, DTYPES))
+    place = choose_device(device)
+    kind = choose_dtype(place) if dtype == "auto" else getattr(torch, dtype)
+    folder = find_folder(name)
+    with quiet_transformers():
+        tokenizer = load_tokenizer(folder)
+        if (folder / ADAPTER_CONFIG).is_file():
+            model = load_adapter(folder, dtype=kind, attn_implementation=attn_implementation)
+        else:
+            model = load_weights(folder, dtype=kind, attn_implementation=attn_implementation)
+    num_embeddings = model.get_input_embeddings().weight.shape[0]
+    largest_id = max(tokenizer.get_vocab().values())
+    if largest_id >= num_embeddings:
+        raise UserError(
+            f"the tokenizer in {folder} has ids up to {largest_id}, the model has {num_embeddings} embeddings",
+            fix="use the tokenizer that belongs to the model",
+        )
+    try:
+        model.to(place)
+    except torch.OutOfMemoryError as error:
+        fix = "free the device, use dtype bfloat16, or load on the cpu"
+        raise UserError(f"the model does not fit on {place}", got=first_line(error), fix=fix) from error
+    return LoadedModel(model=model.eval(), tokenizer=tokenizer, path=folder)
+
+
+def load_weights(folder: Path, *, dtype: "torch.dtype", attn_implementation: str | None) -> Any:
+    """Load the model of a whole checkpoint on the CPU; every weight must be in its files."""
+    from transformers import AutoModelForCausalLM
+
+    check_architecture(folder)
+    files = weight_files(folder)
+    check_weight_files(files)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=files[0].suffix == ".safetensors",
+            weights_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers, torch and safetensors raise of every kind
+        if "trust_remote_code" in str(error):
+            raise remote_code(folder, needed_class(read_json(folder / "config.json"))) from error
+        check_pickles(files)
+        raise UserError(f"the model in {folder} cannot be loaded", got=first_line(error)) from error
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"the weights in {folder} lack {len(missing)} tensors that its config.json asks for",
+            got=", ".join(missing[:3]),
+            fix="the config and the weights are of different models: copy or download them again",
+        )
+    if unused := sorted(report["unexpected_keys"]):
+        message = f"{folder} holds {len(unused)} tensors that the model does not use: {', '.join(unused[:3])}"
+        warnings.warn(message, stacklevel=2)
+    return model
+
+
+def load_adapter(folder: Path, *, dtype: "torch.dtype", attn_implementation: str | None) -> Any:
+    """Load an adapter's base model, resize its embeddings to the adapter's, and put the adapter on it."""
+    from peft import PeftModel
+
+    base = find_folder(base_of(folder))
+    if (base / ADAPTER_CONFIG).is_file():
+        fix = "merge that adapter into its own base model first, and name the result"
+        raise UserError(f"the base model of {folder} is itself an adapter", got=str(base), fix=fix)
+    files = weight_files(folder)
+    check_weight_files(files)
+    model = load_weights(base, dtype=dtype, attn_implementation=attn_implementation)
+    num_embeddings = adapter_embeddings(files[0])
+    if num_embeddings not in (None, model.get_input_embeddings().weight.shape[0]):
+        model.resize_token_embeddings(num_embeddings, mean_resizing=False)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            adapted = PeftModel.from_pretrained(model, folder, is_trainable=False, local_files_only=True)
+    except Exception as error:  # peft, torch and safetensors raise of every kind
+        check_pickles(files)
+        fault = f"the adapter in {folder} does not go on its base model {base}"
+        raise UserError(fault, got=first_line(error)) from error
+    for warning in caught:
+        if "missing adapter keys" in str(warning.message):
+            raise UserError(f"{files[0]} lacks weights of the adapter", got=first_line(str(warning.message)))
+    return adapted
+
+
+def base_of(folder: Path) -> str | Path:
+    """Return the base model that an adapter names, as `find_model` takes it.
+
+    peft writes down the path the base was loaded from. If that is not here, a path that begins with a dot is looked up
+    from the adapter's folder, and one that ends with an alias means the alias.
+    """
+    config = folder / ADAPTER_CONFIG
+    base = read_json(config).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{config} names no base model", fix="set base_model_name_or_path in it")
+    if not Path(base).exists():
+        if base.startswith(".") and (folder / base).is_dir():
+            return folder / base
+        if Path(base).name in KNOWN_MODELS:
+            base = Path(base).name
+    try:
+        find_model(base)
+    except UserError as error:
+        raise error.at(f"{config}: base_model_name_or_path") from error
+    return base
+
+
+def adapter_embeddings(file: Path) -> int | None:
+    """Return the rows of the embedding that was saved with an adapter, if one was; only shapes are read."""
+    for key, shape in tensor_shapes(file).items():
+        if key.endswith(("embed_tokens.weight", "lm_head.weight", "wte.weight")):
+            return shape[0]
+        if "lora_embedding_A" in key:
+            return shape[1]
+    return None
+
+
+def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor in a weight file."""
+    import torch
+    from safetensors import safe_open
+
+    if file.suffix != ".safetensors":
+        check_pickles([file])
+        state = torch.load(file, map_location="meta", weights_only=True)
+        return {key: tuple(tensor.shape) for key, tensor in state.items()}
+    with safe_open(file, framework="pt") as tensors:
+        return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118 (not a dict)
+
+
+# --- checks -----------------------------------------------------------------------------------------------------
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: naming the file, if it is anything else.
+    """
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read", got=str(error), fix="copy or download that file again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file} is not a JSON object", got=value, fix="copy or download that file again")
+    return value
+
+
+def check_architecture(folder: Path) -> None:
+    """Check that transformers, or deft, has the model type of a config as a causal language model.
+
+    Raises:
+        UserError: if it has not; a checkpoint that brings its own code is told apart.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    config = read_json(folder / "config.json")
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise UserError(f"{folder / 'config.json'} names no model_type", fix="copy or download that file again")
+    if model_type in OWN_ARCHITECTURES and model_type not in CONFIG_MAPPING:
+        register_own(OWN_ARCHITECTURES[model_type])
+    if model_type not in CONFIG_MAPPING:
+        if "auto_map" in config:
+            raise remote_code(folder, needed_class(config))
+        raise UserError(f"this transformers does not know the model type in {folder / 'config.json'}", got=model_type)
+    if CONFIG_MAPPING[model_type] not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        what = f"the model in {folder} is not a causal language model"
+        raise UserError(what, got=model_type, fix="deft trains models that predict the next token")
+
+
+def register_own(part: str) -> None:
+    """Call the function `"module:attribute"` that registers one of deft's own architectures, where it is installed."""
+    module_name, _, attribute = part.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name != module_name:
+            raise
+        return
+    getattr(module, attribute)()
+
+
+def needed_class(config: dict[str, Any]) -> str:
+    """Return the class in a checkpoint's own code that a config would have run: a name, or a list of slow and fast."""
+    auto_map = config.get("auto_map") or {}
+    needed = auto_map.get("AutoModelForCausalLM") or next(iter(auto_map.values()), "a class of its own")
+    return ", ".join(name for name in needed if name) if isinstance(needed, list) else str(needed)
+
+
+def remote_code(folder: Path, name: str) -> UserError:
+    """Return the error for a checkpoint that only loads by running its own code."""
+    fix = "deft never runs code from a checkpoint: use a model whose architecture transformers has"
+    return UserError(f"the checkpoint in {folder} needs code of its own", got=name, fix=fix)
+
+
+def check_weight_files(files: list[Path]) -> None:
+    """Check that weight files are whole, reading only their headers.
+
+    Raises:
+        UserError: naming the first that is cut short or is no such file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    for file in files:
+        fix = "copy or download that file again"
+        if not file.is_file():
+            raise UserError(f"{file} is missing", fix=fix)
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, framework="pt"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{file} is damaged", got=str(error), fix=fix) from error
+        else:
+            with file.open("rb") as stream:
+                packed = stream.read(2) == b"PK"
+            if file.stat().st_size == 0 or (packed and not zipfile.is_zipfile(file)):
+                raise UserError(f"{file} is damaged", got=f"{file.stat().st_size} bytes", fix=fix)
+
+
+def check_pickles(files: list[Path]) -> None:
+    """After a failure, name the `.bin` file that does not read as plain tensors."""
+    import torch
+
+    for file in files:
+        if file.suffix == ".bin":
+            try:
+                torch.load(file, map_location="meta", weights_only=True)
+            except Exception as error:
+                fix = "deft reads tensors only, no other pickled objects: convert it to safetensors"
+                raise UserError(f"{file} cannot be read as weights", got=first_line(error), fix=fix) from error
+
+
+# --- devices, and quiet -----------------------------------------------------------------------------------------
+
+
+def choose_device(device: str | None) -> "torch.device":
+    """Return the device asked for, or the best there is: CUDA, Apple's MPS, the CPU.
+
+    Raises:
+        UserError: if the device is not a device, or not there.
+    """
+    import torch
+
+    if device is None or device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            "cannot use that device", got=f"{device}: {first_line(error)}", fix="cpu, cuda or mps"
+        ) from error
+    return place
+
+
+def choose_dtype(device: "torch.device") -> "torch.dtype":
+    """Return bfloat16 for a GPU that computes in it, float32 otherwise."""
+    import torch
+
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if fast else torch.float32
+
+
+def first_line(error: Exception | str) -> str:
+    """Return the first line of an error's text that says something, or the error's kind."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' progress bars and warnings off the screen; its errors still show."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

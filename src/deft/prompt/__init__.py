@@ -1,0 +1,1 @@
+"""The one place where messages become token ids and labels, and rows become packs."""

@@ -1,0 +1,82 @@
+"""The chat format that a checkpoint carries, so that inference renders what training rendered.
+
+In: a chat format and a folder. Out: `chat_format.json`, which holds the template or the role ids, and a short
+conversation as it was rendered; loading renders it again and compares.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deft.errors import UserError
+from deft.prompt.format import ChatFormat
+from deft.prompt.role_tokens import RoleTokenFormat
+from deft.prompt.template import TemplateFormat
+from deft.prompt.turns import PROBE
+from deft.rundir import write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FILE_NAME = "chat_format.json"
+
+
+def save_chat_format(chat_format: ChatFormat, folder: Path) -> None:
+    """Write `chat_format.json` into a checkpoint's folder."""
+    write_json(folder / FILE_NAME, {**chat_format.to_dict(), "probe": probe(chat_format)})
+
+
+def load_chat_format(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> ChatFormat | None:
+    """Return the chat format stored in a folder, made for `tokenizer`; None if none is stored.
+
+    Raises:
+        UserError: if the file is damaged, or the conversation in it renders differently now than in training.
+    """
+    path = folder / FILE_NAME
+    if not path.exists():
+        return None
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        chat_format = rebuild(stored, tokenizer)
+    except (ValueError, KeyError, TypeError) as error:
+        fix = "restore the file from the run that wrote it"
+        raise UserError("the stored chat format is damaged", got=str(error), where=str(path), fix=fix) from error
+    rendered = {**chat_format.to_dict(), "probe": probe(chat_format)}
+    for name, now in rendered.items():
+        if stored.get(name) != now:
+            raise differs(path, name, stored.get(name), now)
+    return chat_format
+
+
+def rebuild(stored: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> ChatFormat:
+    """Make the chat format that `stored` describes."""
+    if stored["kind"] == TemplateFormat.kind:
+        return TemplateFormat(tokenizer, stored["template"], stored["template_kwargs"])
+    if stored["kind"] == RoleTokenFormat.kind:
+        return RoleTokenFormat(tokenizer)
+    raise ValueError(f"unknown kind {stored['kind']!r}")
+
+
+def probe(chat_format: ChatFormat) -> dict[str, Any]:
+    """Return how the format renders `PROBE`: its second prompt as text and ids, its first exchange as a trained row."""
+    ids, trained = chat_format.encode_conversation(PROBE[:2])
+    return {
+        "messages": [{"role": message.role, "content": message.content} for message in PROBE[:3]],
+        "prompt_text": chat_format.render_prompt(PROBE[:3]),
+        "prompt_ids": chat_format.encode_prompt(PROBE[:3]),
+        "row_ids": ids,
+        "row_trained": trained,
+    }
+
+
+def differs(path: Path, name: str, trained: Any, now: Any) -> UserError:
+    """Return the error of a checkpoint whose tokenizer or library renders differently from its training."""
+    if isinstance(now, dict) and isinstance(trained, dict):
+        part = next((key for key in now if trained.get(key) != now[key]), "")
+        name, trained, now = f"{name}.{part}", trained.get(part), now.get(part)
+    return UserError(
+        "the tokenizer or the library renders a chat differently from training",
+        got=f"{name} was {trained!r:.90}, now {now!r:.90}",
+        where=str(path),
+        fix="use the tokenizer saved with this checkpoint and the library versions its run recorded",
+    )

@@ -1,0 +1,1 @@
+"""Talking to a model: the `Assistant` class, the terminal and the page."""

@@ -1,0 +1,179 @@
+"""Chat in the terminal: lines in, streamed replies out, a conversation that can be saved as a training row.
+
+Works with pipes too: each line of input is a message or a command; then no prompt and no speed is printed.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from deft.errors import UserError, did_you_mean
+from deft.rundir import write_text
+from deft.serve.assistant import REPLACEMENT, Assistant
+from deft.types import Message, content_id
+
+PROMPT = "> "
+HELP = """\
+/reset            begin a new conversation
+/identity         show the model's identity
+/identity TEXT    set it, and begin a new conversation ("/identity -" for none)
+/save FILE        write the conversation as one JSONL row
+/help             this text
+/exit             leave (or Ctrl-D, or Ctrl-C twice); Ctrl-C during a reply stops it"""
+
+
+def run_chat(assistant: Assistant, *, console: Console, **sampling: Any) -> None:
+    """Chat until the input ends or the user leaves; `sampling` goes to every reply.
+
+    Raises:
+        UserError: before the first line, if a sampling setting is wrong; what is wrong later is shown in the chat.
+    """
+    assistant.sampling(**sampling)
+    TerminalChat(assistant, console, sampling).run()
+
+
+class TerminalChat:
+    """One conversation at a terminal."""
+
+    def __init__(self, assistant: Assistant, console: Console, sampling: dict[str, Any]) -> None:
+        self.assistant, self.console, self.sampling = assistant, console, sampling
+        self.interactive = sys.stdin.isatty()
+        self.messages: list[Message] = []
+        self.saved_to: set[Path] = set()
+        self.commands: dict[str, Callable[[str], None]] = {
+            "/reset": self.reset,
+            "/identity": self.identity,
+            "/save": self.save,
+            "/help": lambda _: self.note(HELP),
+        }
+
+    def run(self) -> None:
+        """Read lines until `/exit`, the end of input, or a second Ctrl-C at the prompt."""
+        if self.interactive:
+            use_line_editing()
+            self.note(f"{self.assistant.name} · /help lists the commands")
+        interrupted = False
+        while True:
+            try:
+                line = input(PROMPT if self.interactive else "").strip()
+            except EOFError:
+                break
+            except KeyboardInterrupt:
+                self.console.print()
+                if interrupted:
+                    break
+                interrupted = True
+                self.note("Ctrl-C again, or Ctrl-D, to leave")
+                continue
+            interrupted = False
+            if line == "/exit":
+                break
+            try:
+                if line:
+                    self.take(line)
+            except KeyboardInterrupt:
+                self.note("stopped")
+
+    def take(self, line: str) -> None:
+        """Obey a command or answer a message; an error of the user's is shown, and the chat goes on."""
+        name, _, argument = line.partition(" ")
+        try:
+            if not line.startswith("/"):
+                self.answer(line)
+            elif name in self.commands:
+                self.commands[name](argument.strip())
+            else:
+                fix = did_you_mean(name, [*self.commands, "/exit"])
+                raise UserError("there is no such command", got=name, fix=fix)
+        except UserError as error:
+            self.console.print(str(error), style="red", markup=False, highlight=False)
+
+    def answer(self, text: str) -> None:
+        """Stream the reply to a message; Ctrl-C stops it and keeps what is there."""
+        asked = [*self.messages, Message(role="user", content=text)]
+        parts: list[str] = []
+        start = time.perf_counter()
+        reply = self.assistant.stream({"messages": asked}, **self.sampling)
+        reason = None
+        try:
+            while True:
+                try:
+                    piece = next(reply)
+                except StopIteration as end:
+                    reason = end.value
+                    break
+                parts.append(piece)
+                self.console.print(printable(piece), end="", markup=False, highlight=False, soft_wrap=True)
+        except KeyboardInterrupt:
+            reason = "cancelled"
+        finally:
+            reply.close()
+        seconds = time.perf_counter() - start
+        self.console.print()
+        answer = "".join(parts)
+        if answer.strip():
+            self.messages = [*asked, Message(role="assistant", content=answer)]
+        else:
+            self.note("(no reply; the message is not kept)")
+        if self.interactive:
+            self.show_speed(answer, seconds, str(reason))
+
+    def show_speed(self, answer: str, seconds: float, reason: str) -> None:
+        """Show dimly how fast the reply came, and why it ended if it was not of itself."""
+        num_tokens = len(self.assistant.tokenizer(answer, add_special_tokens=False)["input_ids"])
+        ending = {"length": " · cut at max_new_tokens", "cancelled": " · stopped"}.get(reason, "")
+        self.note(f"{num_tokens} tokens · {num_tokens / max(seconds, 1e-9):.1f} tokens/s{ending}")
+
+    def reset(self, _: str) -> None:
+        """Begin a new conversation."""
+        self.messages = []
+        self.note("new conversation")
+
+    def identity(self, text: str) -> None:
+        """Show the identity, or set it and begin a new conversation; "-" is none."""
+        if text:
+            self.assistant.set_model_identity("" if text == "-" else text)
+            self.messages = []
+        self.note(self.assistant.identity or "(no identity)")
+
+    def save(self, name: str) -> None:
+        """Write the conversation as one JSONL row; a file that this chat did not write is left alone."""
+        if not name:
+            raise UserError("/save needs a file", fix="/save chat.jsonl")
+        if not self.messages:
+            raise UserError("there is no conversation to save yet")
+        path = Path(name).expanduser()
+        if path.exists() and path.resolve() not in self.saved_to:
+            raise UserError(f"{path} is there already", fix="choose another name")
+        messages = self.messages
+        if self.assistant.identity and messages[0].role != "system":
+            messages = [Message(role="system", content=self.assistant.identity), *messages]
+        row = {
+            "id": content_id(messages),
+            "messages": [{"role": message.role, "content": message.content} for message in messages],
+        }
+        write_text(path, json.dumps(row, ensure_ascii=False) + "\n")
+        self.saved_to.add(path.resolve())
+        self.note(f"saved {len(self.messages)} messages to {path}")
+
+    def note(self, text: str) -> None:
+        """Print something that is not the model's, dimly."""
+        self.console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Return text without control characters, which could move the cursor or recolour the terminal."""
+    return "".join(ch if ch in "\n\t" or (ch >= " " and not "\x7f" <= ch <= "\x9f") else REPLACEMENT for ch in text)
+
+
+def use_line_editing() -> None:
+    """Give `input` its history and editing keys, where the system has them."""
+    try:
+        import readline  # noqa: F401
+    except ImportError:
+        return

@@ -1,0 +1,50 @@
+"""Checkpoints of a run: which are whole, which is best, which may go."""
+
+from pathlib import Path
+
+from deft.rundir import remove
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Return the whole checkpoints of a run, oldest first; half-written ones carry another name."""
+    found = [path for path in run.glob("checkpoint-*") if (path / "trainer_state.json").exists()]
+    return sorted(found, key=checkpoint_step)
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """Return the optimizer step after which a checkpoint was saved."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def mark_best(run: Path, step: int) -> None:
+    """Point the link `best` of a run at the checkpoint of `step`, if it is there."""
+    target = f"checkpoint-{step}"
+    if not (run / target).exists():
+        return
+    link_to(run / "best", target)
+
+
+def link_to(link: Path, target: str) -> None:
+    """Make `link` a symbolic link to `target`, a path relative to the link's folder, replacing an older one at once."""
+    temporary = link.with_name(f".{link.name}.partial")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(link)
+
+
+def prune_checkpoints(run: Path, *, keep: int, best_step: int) -> None:
+    """Delete all but the newest `keep` checkpoints and the best one.
+
+    Each is renamed before it is deleted, so that an interrupted deletion never looks like a checkpoint.
+    """
+    for checkpoint in checkpoints(run)[:-keep]:
+        if checkpoint_step(checkpoint) != best_step:
+            going = checkpoint.with_name(f".going-{checkpoint.name}")
+            checkpoint.rename(going)
+            remove(going)
+
+
+def remove_leftovers(run: Path) -> None:
+    """Delete what an interrupted run left half-written or half-deleted."""
+    for path in [run / ".partial", *run.glob(".going-*"), *run.glob(".*.partial")]:
+        remove(path)

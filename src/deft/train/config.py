@@ -1,0 +1,114 @@
+"""What a training run can be told: one dataclass, checked before any model loads."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from deft.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The settings of one fine-tuning run; the names are the flags of `deft train` and the keys of a recipe.
+
+    `batch_size` counts rows, not packs: packing changes how rows are laid out for a forward pass, never how many of
+    them share an optimizer step, so that a learning rate means the same with and without it.
+    """
+
+    model: str = "smollm2-135m"
+    """Alias, local folder or hub id of the model to start from."""
+    train: tuple[Path, ...] = ()
+    """Files or folders with the rows to train on."""
+    valid: tuple[Path, ...] = ()
+    """Files or folders with the rows to validate on after every epoch; none means no validation."""
+    output_dir: Path = Path("runs")
+    """Where the run's folder is made."""
+    method: Literal["full", "lora"] = "full"
+    """Train every weight, or low-rank adapters only."""
+    lora_rank: int = 16
+    """Rank of the adapters."""
+    lora_alpha: float = 32.0
+    """Scale of the adapters: their product is multiplied by alpha / rank."""
+    lora_dropout: float = 0.0
+    """Dropout in front of the adapters."""
+    chat_format: Literal["auto", "template", "role_tokens"] = "auto"
+    """How messages become tokens: the checkpoint's stored format or chat template, or the ancestor's role tokens."""
+    max_length_tokens: int = 2048
+    """Longer rows lose whole oldest turns, or are dropped with a reason."""
+    pack_length_tokens: int | None = None
+    """Most tokens in one forward pass; by default `max_length_tokens`."""
+    num_epochs: int = 3
+    """Passes over the training rows."""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps, whatever the epochs."""
+    batch_size: int = 8
+    """Rows per device and accumulation step."""
+    gradient_accumulation: int = 1
+    """Batches per optimizer step; their loss is weighted by supervised tokens."""
+    learning_rate: float = 1e-5
+    """Learning rate at the first step (after the warm-up)."""
+    end_learning_rate: float = 1e-6
+    """Learning rate at the last step."""
+    lr_power: float = 1.0
+    """Power of the polynomial between the two; 1 is a straight line."""
+    warmup_ratio: float = 0.0
+    """Share of the steps in which the learning rate rises from 0."""
+    weight_decay: float = 0.1
+    """AdamW's weight decay."""
+    adam_beta1: float = 0.9
+    """AdamW's decay of the gradient average."""
+    adam_beta2: float = 0.95
+    """AdamW's decay of the squared-gradient average."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 leaves them."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: float32 on a CPU, bfloat16 on a GPU."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, a third more work."""
+    seed: int = 0
+    """Decides the order of the rows and the initial adapters."""
+    save_steps: int | None = None
+    """Also save a checkpoint every so many steps (one is saved after every epoch)."""
+    save_total_limit: int = 2
+    """How many checkpoints to keep, besides the best one."""
+    skip_broken: bool = False
+    """Leave out rows that cannot be read, instead of stopping at the first."""
+    resume_training: bool = False
+    """Continue the newest unfinished run of `output_dir` that has the same settings and data."""
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """Further settings handed to `transformers.TrainingArguments` as they are (deepspeed, report_to, …)."""
+
+    def __post_init__(self) -> None:
+        for name in ("lora_rank", "max_length_tokens", "num_epochs", "batch_size", "gradient_accumulation"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
+        for name in ("max_steps", "save_steps", "save_total_limit"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "a whole number of at least 1")
+        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "a number above 0")
+        require(
+            0 <= self.end_learning_rate <= self.learning_rate,
+            "end_learning_rate",
+            self.end_learning_rate,
+            f"between 0 and learning_rate ({self.learning_rate:g})",
+        )
+        for name in ("warmup_ratio", "lora_dropout", "adam_beta1", "adam_beta2"):
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
+        for name in ("weight_decay", "max_grad_norm", "lr_power"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")
+        if self.pack_length_tokens is not None and self.pack_length_tokens < self.max_length_tokens:
+            raise UserError(
+                "pack_length_tokens is shorter than a row may be",
+                got=self.pack_length_tokens,
+                fix=f"at least max_length_tokens ({self.max_length_tokens})",
+            )
+
+    @property
+    def pack_capacity_tokens(self) -> int:
+        """Most tokens in one forward pass."""
+        return self.pack_length_tokens or self.max_length_tokens
+
+
+def require(holds: bool, name: str, value: object, allowed: str) -> None:
+    """Raise a `UserError` about the setting `name` unless its value is allowed."""
+    if not holds:
+        raise UserError(f"{name} is out of range", got=value, fix=f"{name} must be {allowed}")

@@ -1,0 +1,125 @@
+"""The progress of a run: a live bar on a terminal, a plain line now and then elsewhere."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from deft.model.likelihood import PackedRows
+
+PLAIN_LINE_EVERY_S = 15.0
+
+
+class Progress:
+    """Counts tokens and time, shows them, and remembers whether the user asked to stop."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.stop_asked = False
+        self.num_tokens = 0
+        self.num_supervised = 0
+        self.num_padding = 0
+        self.computing_s = 0.0
+        self.loss = float("nan")
+        self.bar: Bar | None = None
+        self.step = self.num_steps = 0
+        self.first_step = 0
+        self.started_at = self.shown_at = self.step_began_at = time.monotonic()
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show the bar, and turn the first Ctrl-C into a wish to stop after the current step."""
+        before = signal.getsignal(signal.SIGINT)
+        try:
+            signal.signal(signal.SIGINT, self.ask_to_stop)
+        except ValueError:  # not the main thread: Ctrl-C is the caller's to handle
+            before = None
+        try:
+            yield
+        finally:
+            if self.bar is not None:
+                self.bar.stop()
+            if before is not None:
+                signal.signal(signal.SIGINT, before)
+
+    def ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        """Stop after this step; the second time, at once."""
+        if self.stop_asked:
+            raise KeyboardInterrupt
+        self.stop_asked = True
+        self.console.print("[yellow]stopping after this step, with a checkpoint (Ctrl-C again: at once)[/]")
+
+    def begin(self, *, step: int, num_steps: int) -> None:
+        """Start counting at `step` of `num_steps`."""
+        self.step = self.first_step = step
+        self.num_steps = num_steps
+        self.started_at = self.step_began_at = self.shown_at = time.monotonic()
+        if self.console.is_terminal:
+            self.bar = Bar(
+                TextColumn("training"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("[cyan]{task.fields[facts]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self.task = self.bar.add_task("training", total=num_steps, completed=step, facts="")
+            self.bar.start()
+
+    def trained(self, pack: PackedRows) -> None:
+        """Count a pack that went through forward and backward."""
+        now = time.monotonic()
+        self.computing_s += now - self.step_began_at
+        self.step_began_at = now
+        self.num_tokens += pack.num_tokens
+        self.num_supervised += pack.num_supervised
+        self.num_padding += pack.input_ids.numel() - sum(pack.row_lengths)
+
+    def stepped(self, step: int) -> None:
+        """Count an optimizer step."""
+        now = time.monotonic()
+        self.computing_s += now - self.step_began_at
+        self.step_began_at = now
+        self.step = step
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, facts=self.facts())
+        elif now - self.shown_at >= PLAIN_LINE_EVERY_S or step == self.num_steps:
+            self.shown_at = now
+            left_s = (now - self.started_at) / max(step - self.first_step, 1) * (self.num_steps - step)
+            self.console.print(f"step {step}/{self.num_steps} · {self.facts()} · {left_s:,.0f} s left", highlight=False)
+
+    def logged(self, values: dict[str, Any]) -> None:
+        """Take up a logged loss; print a validation result on a line of its own."""
+        self.step_began_at = time.monotonic()  # validation and saving are not training time
+        if "loss" in values:
+            self.loss = values["loss"]
+        if "eval_loss" in values:
+            self.console.print(
+                f"epoch {values['epoch']:.0f} · validation loss [bold]{values['eval_loss']:.4f}[/] nats per token",
+                highlight=False,
+            )
+
+    def speeds(self) -> dict[str, float]:
+        """Return tokens per second of training time, all and supervised, and the share of padding among all."""
+        seconds = max(self.computing_s, 1e-9)
+        return {
+            "tokens_per_s": round(self.num_tokens / seconds, 1),
+            "supervised_tokens_per_s": round(self.num_supervised / seconds, 1),
+            "padding_ratio": self.num_padding / max(self.num_tokens, 1),
+        }
+
+    def facts(self) -> str:
+        """Return the loss and the speed in one short line."""
+        speeds = self.speeds()
+        return (
+            f"loss {self.loss:.3f} · {speeds['supervised_tokens_per_s']:,.0f} supervised tok/s · "
+            f"{speeds['tokens_per_s']:,.0f} tok/s · padding {100 * speeds['padding_ratio']:.0f} %"
+        )

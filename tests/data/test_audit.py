@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+
+from deft.data.audit import Audit, audit, leaks, percentiles
+from deft.errors import NotTrainable
+from deft.types import IGNORED_LABEL, Example, Message, TokenSequence
+
+END = 2
+
+
+def example(prompt: str, reply: str, ability: str | None = None, source: str = "") -> Example:
+    messages = [Message(role="user", content=prompt), Message(role="assistant", content=reply)]
+    return Example.create(messages, ability=ability, source=source)
+
+
+def encode(one: Example) -> TokenSequence:
+    """One token for each character; the reply and an end-of-turn token carry loss, the latter unless it says 不停."""
+    prompt, reply = (message.content for message in one.messages)
+    if "坏" in prompt:
+        raise NotTrainable("template_refused", "the template refuses this row")
+    ids = [10] * len(prompt) + [11] * len(reply) + [END]
+    labels = [IGNORED_LABEL] * len(prompt) + [11] * len(reply) + [IGNORED_LABEL if "不停" in reply else END]
+    return TokenSequence(id=one.id, input_ids=np.array(ids, np.int32), labels=np.array(labels, np.int32))
+
+
+def run(examples: list[Example], max_length_tokens: int = 12) -> Audit:
+    return audit(examples, encode=encode, max_length_tokens=max_length_tokens, end_of_turn_ids={END})
+
+
+ROWS = [
+    example("一加一？", "二", "math"),  # 6 tokens, 2 supervised
+    example("一加一？", "二", "math"),  # the same row again
+    example("一 加 一 ?", "等于二", "math"),  # the same prompt to a reader; 7 + 3 + 1 = 11 tokens, 4 supervised
+    example("坏", "行", "math"),  # refused
+    example("写诗", "床前明月光疑是地上霜", "写作"),  # 2 + 10 + 1 = 13 tokens: too long
+    example("写诗", "不停写", "写作"),  # 2 + 3 + 1 = 6 tokens, 3 supervised, the end is not trained
+    example("你好", "你好！"),  # 6 tokens, 4 supervised
+]
+
+
+def test_counts_by_hand() -> None:
+    found = run(ROWS)
+    assert [one.ability for one in found.abilities] == ["(none)", "math", "写作"]
+    _, maths, writing = found.abilities
+    assert (maths.num_rows, maths.num_trainable, maths.num_tokens, maths.num_supervised) == (4, 3, 23, 8)
+    assert (maths.num_duplicates, maths.num_conflicting, maths.num_open_ended) == (1, 3, 0)
+    assert (maths.length_p50, maths.length_p90, maths.length_max) == (6, 11, 11)
+    assert maths.dropped == {"template_refused": 1}
+    assert (writing.num_rows, writing.num_tokens, writing.num_supervised) == (2, 6, 3)
+    assert (writing.num_conflicting, writing.num_open_ended) == (2, 1)
+    assert writing.dropped == {"too_long": 1}
+    total = found.total
+    assert (total.num_rows, total.num_dropped, total.num_tokens, total.num_supervised) == (7, 2, 35, 15)
+    assert (total.num_duplicates, total.num_conflicting, total.num_open_ended) == (1, 5, 1)
+    assert (total.length_p50, total.length_p90, total.length_max) == (6, 11, 11)
+    assert found.stop_reasons == ()
+    assert found.warnings == (
+        "2 of 7 rows cannot be trained: 1 template_refused, 1 too_long",
+        "1 of 5 replies do not end with an end-of-turn token that is trained",
+        "1 of 7 rows are duplicates of others",
+        "5 rows share their prompt with a row that has another reply",
+        "1 of 7 rows name no ability",
+    )
+
+
+def test_order_of_rows_changes_no_count() -> None:
+    assert run(ROWS[::-1]).total == run(ROWS).total
+
+
+def test_length_limit_is_inclusive() -> None:
+    assert run([ROWS[0]], max_length_tokens=6).total.num_trainable == 1
+    assert run([ROWS[0]], max_length_tokens=5).total.dropped == {"too_long": 1}
+
+
+GOOD = example("问", "答", "math")
+BAD = example("坏", "答", "ethics")
+OPEN = example("问题", "不停", "math")
+
+
+@pytest.mark.parametrize(
+    ("rows", "stop_reasons"),
+    [
+        ([], ("there are no rows",)),
+        ([GOOD], ()),
+        ([BAD], ("no row can be trained: 1 template_refused",)),
+        ([GOOD, BAD], ("no row of ethics can be trained: 1 template_refused",)),
+        (
+            [GOOD, BAD, example("坏", "另", "math")],
+            (
+                "more than half of the rows cannot be trained: 2 template_refused",
+                "no row of ethics can be trained: 1 template_refused",
+            ),
+        ),
+        ([OPEN], ("no reply ends with an end-of-turn token that is trained, so the model would not learn to stop",)),
+        ([OPEN, GOOD], ()),
+        ([GOOD, GOOD], ()),
+        ([GOOD, GOOD, GOOD], ("more than half of the rows are duplicates of others: 2 of 3",)),
+    ],
+)
+def test_stop_reasons(rows: list[Example], stop_reasons: tuple[str, ...]) -> None:
+    assert run(rows).stop_reasons == stop_reasons
+
+
+def test_percentile_is_a_length_that_occurs() -> None:
+    assert percentiles(list(range(1, 11))) == (5, 9, 10)
+    assert percentiles([7]) == (7, 7, 7)
+    assert percentiles([]) == (0, 0, 0)
+
+
+def test_leaks_by_id_and_by_prompt() -> None:
+    train = [example("１+１＝？", "2", source="a:1"), example("首都？", "北京", source="a:2")]
+    held_out = [
+        example("首都？", "北京", source="b:1"),
+        example("1 + 1 =？", "二", source="b:2"),
+        example("河？", "黄河", source="b:3"),
+    ]
+    found = leaks(train, held_out)
+    assert [(leak.train.source, leak.source, leak.reason) for leak in found] == [
+        ("a:2", "b:1", "same_id"),
+        ("a:1", "b:2", "same_prompt"),
+    ]
+    assert leaks([], held_out) == ()

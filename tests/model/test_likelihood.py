@@ -1,0 +1,163 @@
+"""The likelihood of supervised tokens: packed rows against each row alone, and the chunked head against PyTorch's."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from deft.errors import UserError
+from deft.model import likelihood
+from deft.model.attention import rows_apart, window_mask
+from deft.model.likelihood import ChunkedCrossEntropy, PackedRows, supervised_nll
+from deft.model.tiny import byte_tokenizer, tiny_model
+from deft.types import IGNORED_LABEL, TokenSequence
+
+ARCHITECTURES = ["llama", "qwen3", "gemma3"]
+TEXTS = [
+    ("用一句话解释光合作用。", "植物用阳光把水和二氧化碳变成糖和氧气。"),
+    ("Name a prime between 20 and 30.", "23"),
+    ("写一句关于秋天的诗，再译成英文。", "秋风起，落叶黄。The autumn wind rises; leaves turn gold."),
+    ("1+1?", "2"),
+]
+
+
+def rows() -> list[TokenSequence]:
+    """Rows longer and shorter than the tiny Gemma3's window of attention."""
+    tokenizer = byte_tokenizer()
+    made = []
+    for index, (prompt, reply) in enumerate(TEXTS):
+        prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        reply_ids = tokenizer(reply, add_special_tokens=False)["input_ids"]
+        ids = np.array(prompt_ids + reply_ids, dtype=np.int32)
+        labels = np.array([IGNORED_LABEL] * len(prompt_ids) + reply_ids, dtype=np.int32)
+        made.append(TokenSequence(id=f"row{index}", input_ids=ids, labels=labels))
+    return made
+
+
+def logits_alone(model, row: TokenSequence) -> torch.Tensor:
+    return model(input_ids=torch.from_numpy(row.input_ids).long()[None]).logits[0]
+
+
+def reference_loss(model, sequences: list[TokenSequence]) -> torch.Tensor:
+    """The plain way: each row alone, full logits, one mean over all supervised tokens."""
+    total, count = torch.zeros(()), 0
+    for row in sequences:
+        labels = torch.from_numpy(row.labels).long()
+        total = total + cross_entropy(logits_alone(model, row)[:-1], labels[1:], reduction="sum")
+        count += row.num_supervised
+    return total / count
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_packed_logits_equal_separate_logits(architecture: str) -> None:
+    model = tiny_model(architecture, seed=1).eval()
+    packed = PackedRows.lay(rows())
+    with torch.no_grad():
+        alone = torch.cat([logits_alone(model, row) for row in rows()])
+        with rows_apart(model):
+            together = model(
+                input_ids=packed.input_ids,
+                position_ids=packed.position_ids,
+                row_lengths=packed.row_lengths,
+                use_cache=False,
+            ).logits[0]
+    assert (together - alone).abs().max() < 1e-5
+    assert alone.std() > 0.05, "logits that do not vary would pass any comparison"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("chunk", [1, 7, 512])
+def test_supervised_loss_and_gradients_equal_the_full_logit_reference(
+    architecture: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(likelihood, "HEAD_CHUNK_TOKENS", chunk)
+    model, reference = tiny_model(architecture, seed=2), tiny_model(architecture, seed=2)
+    packed = PackedRows.lay(rows())
+    with rows_apart(model):
+        nll = supervised_nll(model, packed)
+        (nll.total / packed.num_supervised).backward()
+    loss = reference_loss(reference, rows())
+    loss.backward()
+    assert torch.allclose(nll.total / packed.num_supervised, loss, atol=1e-5)
+    for (name, ours), (_, theirs) in zip(model.named_parameters(), reference.named_parameters(), strict=True):
+        assert ours.grad is not None, name
+        assert (ours.grad - theirs.grad).abs().max() < 1e-5, name
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_one_row_does_not_see_another(architecture: str) -> None:
+    model = tiny_model(architecture, seed=3).eval()
+    first, second = rows()[:2]
+    other = TokenSequence(id="x", input_ids=(first.input_ids + 1) % 200, labels=first.labels)
+    with torch.no_grad(), rows_apart(model):
+        one = supervised_nll(model, PackedRows.lay([first, second]))
+        two = supervised_nll(model, PackedRows.lay([other, second]))
+    assert torch.equal(one.per_token[-second.num_supervised :], two.per_token[-second.num_supervised :])
+    assert not torch.equal(one.per_token, two.per_token)
+
+
+def test_per_row_sums_add_up_by_hand() -> None:
+    packed = PackedRows.lay(rows()[:2])
+    per_token = torch.arange(packed.num_supervised, dtype=torch.float32)
+    sums = likelihood.SupervisedNLL(total=per_token.sum(), per_token=per_token).per_row(packed)
+    split = rows()[0].num_supervised
+    assert sums.tolist() == [per_token[:split].sum().item(), per_token[split:].sum().item()]
+
+
+def test_positions_predict_the_next_token_and_never_cross_a_row() -> None:
+    one = TokenSequence(id="a", input_ids=np.array([5, 6, 7], np.int32), labels=np.array([-100, 6, 7], np.int32))
+    two = TokenSequence(id="b", input_ids=np.array([8, 9], np.int32), labels=np.array([-100, 9], np.int32))
+    packed = PackedRows.lay([one, two])
+    assert packed.predicting.tolist() == [0, 1, 3]
+    assert packed.targets.tolist() == [6, 7, 9]
+    assert packed.row_of.tolist() == [0, 0, 1]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 0, 1]]
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight", "neither"])
+def test_chunked_cross_entropy_matches_pytorch(frozen: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(11, 6, generator=generator, requires_grad=frozen != "hidden")
+    weight = torch.randn(17, 6, generator=generator, requires_grad=frozen != "weight")
+    targets = torch.randint(0, 17, (11,), generator=generator)
+    total, per_token = ChunkedCrossEntropy.apply(hidden, weight, targets)
+    (3 * total).backward()
+    ours = hidden.grad, weight.grad
+    hidden.grad = weight.grad = None
+    expected = cross_entropy(hidden @ weight.T, targets, reduction="none")
+    (3 * expected.sum()).backward()
+    assert torch.allclose(per_token, expected, atol=1e-6)
+    for mine, reference in zip(ours, (hidden.grad, weight.grad), strict=True):
+        assert (mine is None) == (reference is None)
+        assert mine is None or torch.allclose(mine, reference, atol=1e-5)
+
+
+def test_attention_without_row_lengths_refuses_rather_than_leaks() -> None:
+    model = tiny_model("llama", seed=0)
+    with rows_apart(model), pytest.raises(RuntimeError, match="lengths of the rows"):
+        model(input_ids=torch.tensor([[1, 2, 3]]))
+
+
+def test_a_model_that_caps_attention_scores_is_refused() -> None:
+    from deft.model.attention import rows_apart_attention
+
+    query = torch.zeros(1, 2, 3, 4)
+    with pytest.raises(UserError, match="row by row"):
+        rows_apart_attention(torch.nn.Identity(), query, query, query, None, row_lengths=(3,), softcap=50.0)
+
+
+def test_window_mask_by_hand() -> None:
+    assert window_mask(4, 2, torch.device("cpu")).int().tolist() == [
+        [1, 0, 0, 0],
+        [1, 1, 0, 0],
+        [0, 1, 1, 0],
+        [0, 0, 1, 1],
+    ]
+
+
+def test_attention_implementation_is_restored() -> None:
+    model = tiny_model("qwen3", seed=0)
+    before = model.config._attn_implementation
+    with rows_apart(model):
+        assert model.config._attn_implementation != before
+    assert model.config._attn_implementation == before

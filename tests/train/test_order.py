@@ -1,0 +1,38 @@
+"""The order of rows: a function of seed, epoch and step."""
+
+import numpy as np
+
+from deft.train.order import RowOrder, lay_in_packs
+from deft.types import TokenSequence
+
+
+def batches(order: RowOrder, epoch: int) -> list[list[int]]:
+    order.set_epoch(epoch)
+    return list(order)
+
+
+def test_every_row_comes_once_per_epoch() -> None:
+    order = RowOrder(num_rows=10, batch_size=4, seed=3)
+    for epoch in range(3):
+        found = batches(order, epoch)
+        assert [len(batch) for batch in found] == [4, 4, 2] and len(order) == 3
+        assert sorted(row for batch in found for row in batch) == list(range(10))
+
+
+def test_the_order_depends_on_seed_and_epoch_only() -> None:
+    assert batches(RowOrder(50, 4, seed=1), 2) == batches(RowOrder(50, 4, seed=1), 2)
+    assert batches(RowOrder(50, 4, seed=1), 2) != batches(RowOrder(50, 4, seed=1), 3)
+    assert batches(RowOrder(50, 4, seed=1), 2) != batches(RowOrder(50, 4, seed=2), 2)
+
+
+def test_packs_hold_whole_rows_and_no_more_tokens_than_allowed() -> None:
+    rows = [
+        TokenSequence(
+            id=str(n), input_ids=np.arange(n, dtype=np.int32), labels=np.r_[-100, np.arange(1, n)].astype(np.int32)
+        )
+        for n in (5, 9, 3, 7, 2)
+    ]
+    packs = lay_in_packs(rows, capacity=12)
+    assert all(pack.num_tokens <= 12 for pack in packs)
+    assert sorted(row for pack in packs for row in pack.row_ids) == ["2", "3", "5", "7", "9"]
+    assert len(packs) == 3

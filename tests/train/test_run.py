@@ -1,0 +1,278 @@
+"""A run as a whole, on tiny models: its loss curve against a plain reference, its folder, stopping and resuming."""
+
+import json
+import math
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
+
+from deft.errors import UserError
+from deft.model.load import load_model
+from deft.model.tiny import save_tiny
+from deft.prompt.format import chat_format_for, encode_examples
+from deft.prompt.store import load_chat_format
+from deft.train.config import TrainConfig
+from deft.train.order import RowOrder
+from deft.train.progress import Progress
+from deft.train.record import read_metrics
+from deft.train.run import TrainResult, train
+from deft.types import Example, Message
+
+QUIET = Console(quiet=True)
+
+
+def examples(count: int) -> list[Example]:
+    """Rows of uneven lengths, in Chinese and English, over two abilities."""
+    made = []
+    for number in range(count):
+        question = f"{number} 加 {number % 7} 等于几?" + " 请想一想。" * (number % 4)
+        reply = f"答案是 {number + number % 7}。" if number % 2 else f"The answer is {number + number % 7}." * 2
+        messages = [Message(role="user", content=question), Message(role="assistant", content=reply)]
+        made.append(Example.create(messages, ability="数学" if number % 2 else "math"))
+    return made
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen3", "gemma3"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("tiny") / request.param, request.param, seed=5)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("tiny") / "llama", "llama", seed=5)
+
+
+def settings(checkpoint: Path, runs: Path, **changes: object) -> TrainConfig:
+    values = {
+        "model": str(checkpoint),
+        "output_dir": runs,
+        "batch_size": 4,
+        "learning_rate": 2e-3,
+        "end_learning_rate": 1e-4,
+        "max_length_tokens": 256,
+        "num_epochs": 2,
+    }
+    return TrainConfig(**(values | changes))  # type: ignore[arg-type]
+
+
+def reference_curve(config: TrainConfig, rows: list[Example], num_steps: int) -> list[float]:
+    """Train the plain way: no packs, full logits, one backward per step, PyTorch's own AdamW."""
+    loaded = load_model(config.model)
+    model = loaded.model.train()
+    encoded = encode_examples(rows, chat_format_for(loaded.tokenizer), max_length_tokens=256).sequences
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+    )
+    order = RowOrder(len(encoded), config.batch_size * config.gradient_accumulation, config.seed)
+    curve: list[float] = []
+    for epoch in range(math.ceil(num_steps / len(order))):
+        order.set_epoch(epoch)
+        for batch in order:
+            if len(curve) == num_steps:
+                return curve
+            share = len(curve) / num_steps
+            for group in optimizer.param_groups:
+                group["lr"] = config.end_learning_rate + (config.learning_rate - config.end_learning_rate) * (1 - share)
+            total, count = torch.zeros(()), 0
+            for index in batch:
+                row = encoded[index]
+                logits = model(input_ids=torch.from_numpy(row.input_ids).long()[None]).logits[0]
+                labels = torch.from_numpy(row.labels).long()
+                total = total + cross_entropy(logits[:-1], labels[1:], reduction="sum")
+                count += row.num_supervised
+            loss = total / count
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            optimizer.step()
+            curve.append(loss.item())
+    return curve
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_twenty_packed_steps_follow_the_unpacked_full_logit_reference(
+    checkpoint: Path, tmp_path: Path, accumulation: int
+) -> None:
+    rows = examples(22)
+    config = settings(checkpoint, tmp_path, gradient_accumulation=accumulation, batch_size=2, max_steps=20)
+    result = train(config, rows, [], QUIET)
+    ours = [line["loss"] for line in read_metrics(result.folder) if "loss" in line]
+    expected = reference_curve(config, rows, 20)
+    assert len(ours) == 20
+    assert max(abs(a - b) for a, b in zip(ours, expected, strict=True)) < 1e-4
+    assert expected[0] - expected[-1] > 0.3, "a curve that does not move would pass any comparison"
+
+
+def finished_run(llama: Path, runs: Path, **changes: object) -> TrainResult:
+    config = settings(llama, runs, valid=(Path("given"),), **changes)
+    return train(config, examples(12), examples(30)[12:16], QUIET)
+
+
+def test_the_run_folder_holds_everything_needed_to_read_and_repeat_it(llama: Path, tmp_path: Path) -> None:
+    result = finished_run(llama, tmp_path / "runs")
+    folder = result.folder
+    names = {path.name for path in folder.iterdir()}
+    assert {"recipe.yaml", "run.json", "metrics.jsonl", "rows.parquet", "loss.png", "dropped.jsonl", "best"} <= names
+    assert list((folder / "tensorboard").glob("events*"))
+    assert (tmp_path / "runs/latest").resolve() == folder.resolve()
+    stored = json.loads((folder / "run.json").read_text())
+    assert stored["finished"] is True
+    assert {"python", "torch", "transformers"} <= set(stored["versions"])
+    assert {path.suffix for path in (folder / "best").iterdir()} & {".bin"} == set(), "weights are safetensors"
+    assert (folder / "best/chat_format.json").exists()
+    rows = pq.read_table(folder / "rows.parquet").to_pylist()
+    assert sorted((r["split"], r["epoch"]) for r in rows) == sorted(
+        [("train", e) for e in (1, 2) for _ in range(12)] + [("valid", e) for e in (1, 2) for _ in range(4)]
+    )
+    metrics = read_metrics(folder)
+    last = [line for line in metrics if "eval_loss" in line][-1]
+    assert set(last) >= {"eval_loss", "eval_loss_math", "eval_loss_数学"}
+    of_rows = [r for r in rows if r["split"] == "valid" and r["epoch"] == 2]
+    assert last["eval_loss"] == pytest.approx(
+        sum(r["nll"] for r in of_rows) / sum(r["num_supervised"] for r in of_rows)
+    )
+    assert result.valid_loss == pytest.approx(last["eval_loss"])
+
+
+def test_best_points_at_the_lowest_validation_loss_and_old_checkpoints_go(llama: Path, tmp_path: Path) -> None:
+    result = finished_run(llama, tmp_path / "runs", num_epochs=4, save_total_limit=1, learning_rate=2e-2)
+    losses = {line["step"]: line["eval_loss"] for line in read_metrics(result.folder) if "eval_loss" in line}
+    best = min(losses, key=lambda step: losses[step])
+    assert result.best.resolve().name == f"checkpoint-{best}"
+    kept = {path.name for path in result.folder.glob("checkpoint-*")}
+    assert kept == {f"checkpoint-{best}", f"checkpoint-{max(losses)}"}
+    assert not list(result.folder.glob(".*")), "nothing half-written stays"
+
+
+class StopAfter(Progress):
+    """A user who presses Ctrl-C during a given step."""
+
+    last_step = 0
+
+    def stepped(self, step: int) -> None:
+        super().stepped(step)
+        self.stop_asked = step >= self.last_step
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("stop_after", [2, 3, 4])
+def test_a_stopped_run_resumes_to_the_same_weights(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, stop_after: int
+) -> None:
+    whole = finished_run(llama, tmp_path / "whole", method=method)
+    monkeypatch.setattr(StopAfter, "last_step", stop_after)
+    monkeypatch.setattr("deft.train.run.Progress", StopAfter)
+    stopped = finished_run(llama, tmp_path / "parts", method=method)
+    assert not stopped.finished
+    monkeypatch.undo()
+    resumed = finished_run(llama, tmp_path / "parts", method=method, resume_training=True)
+    assert resumed.finished
+    assert resumed.folder == stopped.folder
+    for file in sorted(whole.best.glob("*.safetensors")):
+        ours, theirs = load_file(resumed.best / file.name), load_file(file)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    keep = ("step", "loss", "eval_loss")
+    curves = [
+        [{k: line[k] for k in keep if k in line} for line in read_metrics(run.folder)] for run in (whole, resumed)
+    ]
+    assert curves[0] == curves[1]
+    tables = [pq.read_table(run.folder / "rows.parquet").to_pylist() for run in (whole, resumed)]
+    assert tables[0] == tables[1]
+
+
+def test_resuming_with_other_data_is_refused_with_what_changed(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StopAfter, "last_step", 1)
+    monkeypatch.setattr("deft.train.run.Progress", StopAfter)
+    finished_run(llama, tmp_path / "runs")
+    config = settings(llama, tmp_path / "runs", valid=(Path("given"),), resume_training=True, learning_rate=1e-3)
+    with pytest.raises(UserError) as caught:
+        train(config, examples(11), examples(30)[12:16], QUIET)
+    assert "train_rows" in str(caught.value)
+    assert "learning_rate (was 0.002, is 0.001)" in str(caught.value)
+
+
+def test_nothing_to_resume_is_said(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no unfinished run"):
+        finished_run(llama, tmp_path / "runs", resume_training=True)
+
+
+def test_lora_trains_adapters_only_and_the_checkpoint_loads_as_a_model(llama: Path, tmp_path: Path) -> None:
+    result = finished_run(llama, tmp_path / "runs", method="lora")
+    assert (result.best / "adapter_model.safetensors").exists()
+    assert not (result.best / "model.safetensors").exists()
+    before, after = load_model(str(llama)).model, load_model(str(result.best)).model
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert not torch.allclose(before(input_ids=ids).logits, after(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])  # an untied head, a tied one
+def test_a_base_model_without_template_gets_role_tokens_that_are_trained_and_saved(
+    tmp_path: Path, method: str, architecture: str
+) -> None:
+    base = save_tiny(tmp_path / "base", architecture, seed=5)
+    (base / "chat_template.jinja").unlink()
+    result = finished_run(base, tmp_path / "runs", method=method)
+    loaded = load_model(str(result.best))
+    ids = loaded.tokenizer.convert_tokens_to_ids(["<user>", "<assistant>", "<eot>"])
+    assert loaded.tokenizer.unk_token_id not in ids
+    chat_format = load_chat_format(result.best, loaded.tokenizer)
+    assert chat_format is not None and chat_format.kind == "role_tokens"
+    rows = encode_examples(examples(30)[12:16], chat_format, max_length_tokens=256).sequences
+    assert rows[0].input_ids[0] == ids[0] and rows[0].labels[-1] == ids[2]
+    total = 0.0
+    for row in rows:
+        with torch.no_grad():
+            logits = loaded.model(input_ids=torch.from_numpy(row.input_ids).long()[None]).logits[0]
+        total += cross_entropy(logits[:-1], torch.from_numpy(row.labels).long()[1:], reduction="sum").item()
+    assert total / sum(row.num_supervised for row in rows) == pytest.approx(result.valid_loss, abs=1e-4)
+
+
+def test_a_loss_that_is_not_a_number_names_the_rows_and_stops(llama: Path, tmp_path: Path) -> None:
+    broken = load_model(str(llama))
+    with torch.no_grad():
+        broken.model.get_output_embeddings().weight[3] = float("nan")
+    broken.model.save_pretrained(tmp_path / "broken")
+    broken.tokenizer.save_pretrained(tmp_path / "broken")
+    with pytest.raises(UserError, match="loss became nan at step 1") as caught:
+        finished_run(tmp_path / "broken", tmp_path / "runs")
+    assert any(row.id in str(caught.value) for row in examples(12))
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(llama: Path, tmp_path: Path) -> None:
+    plain = finished_run(llama, tmp_path / "a")
+    saved = finished_run(llama, tmp_path / "b", gradient_checkpointing=True)
+    assert saved.valid_loss == pytest.approx(plain.valid_loss, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_epochs": 0}, "num_epochs"),
+        ({"end_learning_rate": 1.0}, "end_learning_rate"),
+        ({"warmup_ratio": 1.5}, "warmup_ratio"),
+        ({"pack_length_tokens": 10}, "pack_length_tokens"),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        settings(Path("x"), Path("y"), **changes)
+
+
+def test_an_unknown_trainer_setting_is_refused_before_a_model_loads(tmp_path: Path) -> None:
+    config = settings(Path("no/such/model"), tmp_path, trainer={"wurmup_steps": 3})
+    with pytest.raises(UserError, match="unknown setting") as caught:
+        train(config, examples(2), [], QUIET)
+    assert "warmup_steps" in str(caught.value)
