@@ -1,6 +1,9 @@
 """The command line: every stage behind one command, each imported only when it is asked for."""
 
 import errno
+import io
+import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,10 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, ArgumentCollection, Parameter
 from cyclopts.config import Dict
 from cyclopts.exceptions import CycloptsError
+from cyclopts.validators import Number
 
 from deft import __version__
 from deft.errors import UserError
 from deft.train.config import TrainConfig
+
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as shells have it (128 + SIGINT)."""
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,6 +28,7 @@ if TYPE_CHECKING:
     from deft.train.run import TrainResult
     from deft.types import Example
 
+AT_LEAST_1 = Parameter(validator=Number(gte=1))
 SECTIONS = {"train": TrainConfig}
 """The commands that take a recipe, and what their section of it may hold."""
 
@@ -84,7 +92,13 @@ def pull(model: str, *, source: Annotated[Path | None, Parameter(name="--from")]
 
 
 @data_app.command
-def convert(inputs: Sequence[Path], output: Path, *, ability: str | None = None, skip_broken: bool = False) -> None:
+def convert(
+    inputs: Sequence[Path],
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    ability: str | None = None,
+    skip_broken: bool = False,
+) -> None:
     """Read instruction data of any known format and write it in deft's own (`.jsonl` or `.parquet`).
 
     Parameters
@@ -110,7 +124,7 @@ def show(
     file: Path,
     *,
     model: str = "smollm2-135m",
-    limit: int = 3,
+    limit: Annotated[int, AT_LEAST_1] = 3,
     id: str | None = None,
     skip_broken: bool = False,
 ) -> None:
@@ -135,7 +149,7 @@ def show(
 
     examples = [row for row in read([file], skip_broken=skip_broken) if id in (None, row.id)]
     if not examples:
-        raise UserError("no row has this id", got=id, where=str(file))
+        raise UserError("no row has this id", got=id, where=str(file), fix="leave --id out to see rows and their ids")
     tokenizer, chat_format = tokenizer_and_format(model)
     screen = console()
     for example in examples[:limit]:
@@ -149,7 +163,7 @@ def audit(
     *,
     model: str = "smollm2-135m",
     held_out: Path | None = None,
-    max_length_tokens: int = 2048,
+    max_length_tokens: Annotated[int, AT_LEAST_1] = 2048,
     skip_broken: bool = False,
 ) -> None:
     """Count rows and tokens per ability, and stop where training would be pointless or wrong.
@@ -188,7 +202,10 @@ def audit(
     if held_out is not None and (shared := leaks(examples, read([held_out], skip_broken=skip_broken))):
         reasons.append(f"{len(shared)} rows of {held_out} also occur in {folder}; the first: {shared[0].source}")
     if reasons:
-        raise UserError("training on this would be pointless or wrong", got="; ".join(reasons), where=str(folder))
+        fix = f"mend these rows or take them out; to look at some: deft data show {shlex.quote(str(folder))}"
+        raise UserError(
+            "training on this would be pointless or wrong", got="; ".join(reasons), where=str(folder), fix=fix
+        )
     screen.print("[green]✓[/] nothing stands against training on this", highlight=False)
 
 
@@ -213,7 +230,7 @@ def chat(
     model: str = "smollm2-135m",
     *,
     identity_file: Path = Path("model_identity.txt"),
-    context_limit_tokens: int = 2048,
+    context_limit_tokens: Annotated[int | None, AT_LEAST_1] = None,
 ) -> None:
     """Talk to a model in the terminal.
 
@@ -224,7 +241,7 @@ def chat(
     identity_file
         Text file that says who the model is; empty or missing means nothing is said.
     context_limit_tokens
-        Oldest turns are forgotten past this many tokens.
+        Oldest turns are forgotten past this many tokens; by default 2,048, or what the model reaches.
     """
     from deft.serve.assistant import Assistant
     from deft.serve.terminal import run_chat
@@ -261,6 +278,14 @@ def read(paths: Sequence[Path], *, skip_broken: bool = False, ability: str | Non
     from deft.data.show import problems_table
 
     result = read_examples(paths, skip_broken=skip_broken, ability=ability)
+    if not result.examples:
+        first = result.broken[0]
+        raise UserError(
+            "there is no row left: all are broken",
+            got=f"{len(result.broken):,} rows; the first: {first.reason}",
+            where=first.source,
+            fix=first.fix or "mend the rows",
+        )
     if result.broken:
         console().print(problems_table(result.broken))
     return result.examples
@@ -268,60 +293,87 @@ def read(paths: Sequence[Path], *, skip_broken: bool = False, ability: str | Non
 
 def tokenizer_and_format(model: str) -> tuple[Any, "ChatFormat"]:
     """Return a model's tokenizer and the chat format that training on it would use."""
-    from deft.model.load import find_model, load_tokenizer
+    from deft.model.load import find_folder, load_tokenizer
     from deft.prompt.format import chat_format_for
     from deft.prompt.role_tokens import add_role_tokens
     from deft.prompt.store import load_chat_format
 
     tokenizer = load_tokenizer(model)
-    stored = load_chat_format(Path(find_model(model)), tokenizer)
+    stored = load_chat_format(find_folder(model, weights=False), tokenizer)
     if stored is None and not tokenizer.chat_template:
         add_role_tokens(tokenizer)
     return tokenizer, stored or chat_format_for(tokenizer)
 
 
 def train_files(config: TrainConfig) -> "TrainResult":
-    """Read the rows that `config` names, fine-tune on them, and print where the result lies."""
+    """Read the rows that `config` names, fine-tune on them, and print where the result lies.
+
+    Raises:
+        SystemExit: with 130, if the user stopped the run, so that a script does not take it for finished.
+    """
+    if not config.train:
+        raise UserError("no data to train on was given", fix="give --train FILE_OR_FOLDER, or a recipe that names it")
     train_examples = read(config.train, skip_broken=config.skip_broken)
     valid_examples = read(config.valid, skip_broken=config.skip_broken) if config.valid else []
     from deft.train.run import train as run_training
 
     screen = console()
     result = run_training(config, train_examples, valid_examples, screen)
-    if result.finished:
-        screen.print(f"[green]✓[/] trained: {result.best}\n  talk to it: deft chat {result.best}", highlight=False)
-    else:
+    if not result.finished:
         screen.print(
             f"stopped; continue with the same command and --resume-training ({result.folder})", highlight=False
         )
+        raise SystemExit(INTERRUPTED)
+    screen.print(f"[green]✓[/] trained: {result.best}\n  talk to it: deft chat {result.best}", highlight=False)
     return result
 
 
 def run_or_explain(command: Callable[[], Any]) -> int:
     """Run a command and return its exit code; an error of the user's is printed in a few lines, without a traceback."""
-    from rich.console import Console
-    from rich.text import Text
-
-    stderr = Console(stderr=True)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal in GBK has no ✓
     try:
         command()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except UserError as error:
-        stderr.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
-        return 2
+        return explain(error)
     except CycloptsError:
         return 2  # cyclopts has printed it
     except KeyboardInterrupt:
-        stderr.print("\ninterrupted")
-        return 130
+        print("\ninterrupted", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:
+        discard_output()
         return 141
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
             raise
-        place = f" {error.filename}" if error.filename else ""
-        stderr.print(Text.assemble(("error: ", "bold red"), f"cannot write or read{place}: {error.strerror}"))
-        return 2
+        if error.filename is None:
+            discard_output()
+        fix = "free some space, mend the rights, or choose another place"
+        return explain(UserError(f"cannot write or read {error.filename or 'the output'}", got=error.strerror, fix=fix))
     return 0
+
+
+def explain(error: UserError) -> int:
+    """Print an error of the user's and return the exit code that it gives."""
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+    return 2
+
+
+def discard_output() -> None:
+    """Let what is still to be printed go nowhere, because nobody reads it or it cannot be written.
+
+    Otherwise the interpreter tries again when it ends, and prints a traceback.
+    """
+    if sys.stdout is not None:
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

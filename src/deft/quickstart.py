@@ -8,6 +8,7 @@ import dataclasses
 import gc
 import json
 import math
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,9 +21,9 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from deft.errors import UserError
-from deft.evaluate.figure import signed
 from deft.evaluate.interval import Change, paired_changes
 from deft.evaluate.loss import OVERALL, EvaluatedRow, read_rows_kept, row_losses_kept, write_rows
 from deft.report import (
@@ -31,13 +32,13 @@ from deft.report import (
     Results,
     changes_table,
     from_json,
+    percent,
     readable_time,
-    shown_path,
     shown_value,
     to_json,
     write_report,
 )
-from deft.rundir import fingerprint, remove, versions, write_json
+from deft.rundir import check_writable, fingerprint, remove, versions, write_json
 from deft.train.config import TrainConfig
 from deft.types import Example, Message
 
@@ -98,10 +99,12 @@ TEXTS: dict[str, dict[str, str]] = {
         "train": "train on your own data",
         "next": "Next",
         "summary": (
-            "Loss on {held_out} held-out rows: {before:.3f} → {after:.3f} nats per token, {percent} % "
-            "(95 % interval {low} to {high} %), clear of zero in {clear} of {abilities} abilities"
+            "Loss on {held_out} held-out rows: {before:.3f} → {after:.3f} nats per token, {percent} "
+            "(95 % interval {low} to {high}), clear of zero in {clear} of {abilities} abilities"
         ),
         "cost": "{rows} training rows · {time} in all",
+        "cost_resumed": "{rows} training rows · {time} since it was taken up again",
+        "resumed": "{stage} (what was left)",
         "stored": "A finished quickstart with this model, data and settings is there: {folder}",
         "again": "to run it again: deft quickstart{lang} --again",
         "interrupted": "Stopped. What is done is kept: deft quickstart{lang} goes on from here.",
@@ -136,10 +139,12 @@ TEXTS: dict[str, dict[str, str]] = {
         "train": "用你自己的数据训练",
         "next": "接下来",
         "summary": (
-            "{held_out} 条留出数据上的损失：每词元 {before:.3f} → {after:.3f} 纳特，{percent} %"
-            "（95 % 区间 {low} 至 {high} %），{abilities} 项能力中有 {clear} 项明确不为零"
+            "{held_out} 条留出数据上的损失：每词元 {before:.3f} → {after:.3f} 纳特，{percent}"
+            "（95% 区间 {low} 至 {high}），{abilities} 项能力中有 {clear} 项明确不为零"
         ),
         "cost": "{rows} 条训练数据 · 共用时 {time}",
+        "cost_resumed": "{rows} 条训练数据 · 接着做以来用时 {time}",
+        "resumed": "{stage}（剩余部分）",
         "stored": "已有用同样模型、数据和设置完成的 quickstart：{folder}",
         "again": "重新运行：deft quickstart{lang} --again",
         "interrupted": "已停止，已完成的部分都已保存：运行 deft quickstart{lang} 即可接着做。",
@@ -191,12 +196,13 @@ class Before:
 
 @dataclass(kw_only=True, slots=True)
 class Teller:
-    """Speaks to the user in one language, and counts stages and their time."""
+    """Speaks to the user in one language, and counts stages and their time; `taken_up` are stages begun earlier."""
 
     console: Console
     lang: Lang
     started_at: float = field(default_factory=time.monotonic)
     stage_times_s: dict[str, float] = field(default_factory=dict)
+    taken_up: set[str] = field(default_factory=set)
 
     def text(self, name: str, **values: Any) -> str:
         """Return a text of the table, filled in."""
@@ -215,6 +221,12 @@ class Teller:
         self.console.rule(f"[bold]{number}/{NUM_STAGES}  {self.text(name)}[/]", align="left", style="dim")
         yield
         self.stage_times_s[name] = time.monotonic() - began_at
+
+    def named_times_s(self) -> dict[str, float]:
+        """Return the seconds of each stage under its name in the user's language."""
+        names = {stage: self.text(stage) for stage in self.stage_times_s}
+        names |= {stage: self.text("resumed", stage=names[stage]) for stage in self.taken_up}
+        return {names[stage]: seconds for stage, seconds in self.stage_times_s.items()}
 
     def total_s(self) -> float:
         """Return the seconds since the start."""
@@ -282,30 +294,24 @@ def quickstart(
 def take_up(plan: Plan, tell: Teller, *, again: bool) -> Path:
     """Show a finished quickstart, or run one, with whatever exists of it."""
     from deft.model.known import find_known, is_present
-    from deft.model.pull import pull
 
     known = find_known(plan.config.model)
-    absent = known is not None and not is_present(known)
-    if not absent:
-        plan = dataclasses.replace(plan, key=plan_key(plan))
-        if not again and (folder := find_finished(plan)) is not None:
-            show_finished(folder, plan, tell)
+    if (known is None or is_present(known)) and not again:
+        keyed = with_key(plan)
+        if (folder := find_finished(keyed)) is not None:
+            show_finished(folder, keyed, tell)
             return folder
+    return run(plan, tell, again=again)
+
+
+def run(plan: Plan, tell: Teller, *, again: bool) -> Path:
+    """Go through all stages; what exists of them is taken up."""
+    check_writable(plan.runs)
     tell.console.print(tell.text("welcome"), style="bold", highlight=False)
     with tell.stage("model"):
-        if absent:
-            tell.say("pulling", model=plan.config.model)
-            pull(plan.config.model, progress=lambda line: tell.console.print(f"  {escape(line)}", highlight=False))
-            plan = dataclasses.replace(plan, key=plan_key(plan))
-        loaded = load(plan, tell)
-    return run(plan, loaded, tell, again=again)
-
-
-def run(plan: Plan, loaded: "LoadedModel", tell: Teller, *, again: bool) -> Path:
-    """Go through the stages after the model is loaded; what exists of them is taken up."""
-    from deft.train.run import prepare_chat_format
-
-    chat_format = prepare_chat_format(loaded, plan.config.chat_format)
+        bring_model(plan, tell)
+        plan = with_key(plan)
+        loaded, chat_format = load(plan, tell)
     with tell.stage("data"):
         rows = read_rows(plan)
         show_data(rows, chat_format, plan, tell)
@@ -316,8 +322,7 @@ def run(plan: Plan, loaded: "LoadedModel", tell: Teller, *, again: bool) -> Path
     with tell.stage("training"):
         folder = trained_folder(plan, rows, before, tell, again=again)
     with tell.stage("after"):
-        loaded = load_silently(folder / "best")
-        chat_format = prepare_chat_format(loaded, plan.config.chat_format)
+        loaded, chat_format = load_with_format(folder / "best")
         after = losses(plan, loaded, chat_format, rows.test, file=folder / "rows_after.jsonl", tell=tell)
         changes = paired_changes(before.rows, after)
         tell.console.print(Padding(changes_table(changes, plan.lang), (1, 0, 0, 2)))
@@ -351,6 +356,11 @@ def example_folder(lang: Lang) -> Path:
             fix="run this in the folder that holds deft's `examples` (the repository)",
         )
     return folder
+
+
+def with_key(plan: Plan) -> Plan:
+    """Return the plan with its key filled in; the model must be here."""
+    return dataclasses.replace(plan, key=plan_key(plan))
 
 
 def plan_key(plan: Plan) -> str:
@@ -441,24 +451,38 @@ def spread(examples: Sequence[Example], limit: int | None) -> Sequence[Example]:
 # --- the stages -------------------------------------------------------------------------------------------------
 
 
-def load(plan: Plan, tell: Teller) -> "LoadedModel":
+def bring_model(plan: Plan, tell: Teller) -> None:
+    """Fetch the model, if it is one that deft knows and not here yet."""
+    from deft.model.known import find_known, is_present
+    from deft.model.pull import pull
+
+    known = find_known(plan.config.model)
+    if known is not None and not is_present(known):
+        tell.say("pulling", model=plan.config.model)
+        pull(plan.config.model, progress=lambda line: tell.console.print(f"  {escape(line)}", highlight=False))
+
+
+def load(plan: Plan, tell: Teller) -> "tuple[LoadedModel, ChatFormat]":
     """Load the model to start from, and say what it is."""
     from deft.model.known import find_known, format_parameters
 
-    loaded = load_silently(plan.config.model)
+    loaded, chat_format = load_with_format(plan.config.model)
     parameters = format_parameters(sum(weights.numel() for weights in loaded.model.parameters()))
     tell.say("model_ready", model=shown_value(plan.config.model), parameters=parameters)
     known = find_known(plan.config.model)
     if plan.lang == "zh" and known is not None and "zh" not in known.languages:
         tell.say("weak_language", style="yellow", model=known.alias)
-    return loaded
+    return loaded, chat_format
 
 
-def load_silently(name: str | Path) -> "LoadedModel":
-    """Load a model without a word."""
+def load_with_format(name: str | Path) -> "tuple[LoadedModel, ChatFormat]":
+    """Load a model, and the chat format that training on it uses."""
     from deft.model.load import load_model
+    from deft.train.run import prepare_chat_format
 
-    return load_model(name)
+    loaded = load_model(name, dtype="float32")
+    chat_format, _ = prepare_chat_format(loaded, "auto")
+    return loaded, chat_format
 
 
 def show_data(rows: Rows, chat_format: "ChatFormat", plan: Plan, tell: Teller) -> None:
@@ -508,7 +532,8 @@ def losses(
     sequences = encode_examples(examples, chat_format, max_length_tokens=limit).sequences
     kept = {row.id for row in read_rows_kept(file)}
     num_missing = sum(row.id not in kept for row in sequences)
-    if kept and num_missing:
+    if kept:
+        tell.taken_up.add("before" if file.parent == plan.parts else "after")
         tell.say("kept", rows=len(sequences) - num_missing, all=len(sequences))
     with row_bar(tell, num_missing) as advance:
         return row_losses_kept(
@@ -523,7 +548,7 @@ def measure_before(plan: Plan, loaded: "LoadedModel", chat_format: "ChatFormat",
 
     limit = plan.config.max_length_tokens
     train, valid = (encode_examples(split, chat_format, max_length_tokens=limit) for split in (rows.train, rows.valid))
-    identity = run_identity(plan.config, loaded, train, valid)
+    identity = run_identity(plan.config, loaded.path, train, valid)
     evaluated = losses(plan, loaded, chat_format, rows.test, file=plan.parts / "rows_before.jsonl", tell=tell)
     loss = sum(row.nll for row in evaluated) / sum(row.num_supervised for row in evaluated)
     kept = plan.parts / "replies_before.json"
@@ -569,12 +594,14 @@ def trained_folder(plan: Plan, rows: Rows, before: Before, tell: Teller, *, agai
 
     done = None if again else find_run(plan, before.identity, finished=True)
     if done is not None and (done / "best").exists():
-        tell.say("trained_already", folder=shown_path(done))
+        tell.say("trained_already", folder=done)
+        tell.taken_up.add("training")
         return done
     config = plan.config
     unfinished = find_run(plan, before.identity, finished=False)
     if unfinished is not None and unfinished == newest_unfinished(plan.runs):
         tell.say("resuming")
+        tell.taken_up.add("training")
         config = dataclasses.replace(config, resume_training=True)
     else:
         steps = config.num_epochs * math.ceil(before.identity["num_train_rows"] / config.batch_size)
@@ -591,13 +618,15 @@ def trained_folder(plan: Plan, rows: Rows, before: Before, tell: Teller, *, agai
 
 def show_replies(pairs: Sequence[ReplyPair], tell: Teller) -> None:
     """Print each prompt with its two replies."""
+    from deft.data.show import visible
+
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for pair in pairs:
-        table.add_row(tell.text("asked"), escape(pair.prompt), style="bold")
-        table.add_row(tell.text("was"), escape(pair.before) or "–")
-        table.add_row(tell.text("now"), escape(pair.after) or "–", end_section=True)
+        table.add_row(tell.text("asked"), Text(pair.prompt), style="bold")
+        table.add_row(tell.text("was"), Text(visible(pair.before, keep="\n") or "–"))
+        table.add_row(tell.text("now"), Text(visible(pair.after, keep="\n") or "–"))
         table.add_row("", "")
     tell.console.print(Padding(table, (1, 0, 0, 2)))
 
@@ -619,6 +648,7 @@ def collect(
         name: shown_value(value)
         for name, value in dataclasses.asdict(plan.config).items()
         if name not in ("model", "output_dir", "resume_training", "trainer") and value is not None
+        if not (name.startswith("lora_") and plan.config.method == "full")
     }
     return Results(
         model=shown_value(plan.config.model),
@@ -636,8 +666,8 @@ def collect(
             "model": before.identity["model"],
             "quickstart": plan.key,
         },
-        stage_times_s={tell.text(stage): seconds for stage, seconds in tell.stage_times_s.items()},
-        next_commands=next_commands(plan, folder, tell),
+        stage_times_s=tell.named_times_s(),
+        next_commands=next_commands(plan, folder, tell, shown=shown_value),
     )
 
 
@@ -646,40 +676,45 @@ def finish(plan: Plan, folder: Path, results: Results, before: Before, tell: Tel
     from deft.evaluate.figure import draw_abilities
 
     overall = results.changes[OVERALL]
-    title = f"{results.model}, {results.num_train_rows} rows: loss {signed(overall.relative_percent)} %"
+    title = f"{results.model}, {results.num_train_rows} rows: loss {percent(overall.relative_percent, 'en')}"
     draw_abilities(folder / "abilities.png", results.changes, title=title)
     write_report(folder, results, plan.lang)
     write_rows(folder / "rows_before.jsonl", before.rows)
     for state in folder.glob("checkpoint-*/optimizer.pt"):  # twice the weights, and of use only to go on training
         remove(state)
-    stored = {"key": plan.key, "lang": plan.lang, "total_time_s": tell.total_s(), "results": to_json(results)}
+    stored = {
+        "key": plan.key,
+        "lang": plan.lang,
+        "total_time_s": tell.total_s(),
+        "resumed": bool(tell.taken_up),
+        "results": to_json(results),
+    }
     write_json(folder / FILE_NAME, stored)
     remove(plan.parts)
-    say_where_to_go(folder, results, tell, total_s=tell.total_s())
+    say_where_to_go(plan, folder, results, tell, stored=stored)
 
 
 def show_finished(folder: Path, plan: Plan, tell: Teller) -> None:
     """Show a finished quickstart again; its report is written again where it is missing."""
     stored = read_json(folder / FILE_NAME)
     results = from_json(stored["results"])
-    results = dataclasses.replace(results, next_commands=next_commands(plan, folder, tell))
     if not (folder / "report.html").exists():
         write_report(folder, results, plan.lang)
-    tell.console.print(tell.text("stored", folder=shown_path(folder)), style="bold", markup=False, highlight=False)
+    tell.console.print(tell.text("stored", folder=folder), style="bold", markup=False, highlight=False)
     tell.console.print(Padding(changes_table(results.changes, plan.lang), (1, 0, 0, 2)))
     show_replies(results.replies, tell)
-    say_where_to_go(folder, results, tell, total_s=stored["total_time_s"])
+    say_where_to_go(plan, folder, results, tell, stored=stored)
     tell.say("again", style="dim", lang=lang_flag(plan.lang))
 
 
-def say_where_to_go(folder: Path, results: Results, tell: Teller, *, total_s: float) -> None:
+def say_where_to_go(plan: Plan, folder: Path, results: Results, tell: Teller, *, stored: Mapping[str, Any]) -> None:
     """Print report, next commands, and the result in one line."""
     console, overall = tell.console, results.changes[OVERALL]
-    files = tell.text("files", report=shown_path(folder / "report.html"), picture=shown_path(folder / "abilities.png"))
+    files = tell.text("files", report=folder / "report.html", picture=folder / "abilities.png")
     for line in files.splitlines():
         console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"\n[bold]{tell.text('next')}[/]")
-    for command, what in results.next_commands:
+    for command, what in next_commands(plan, folder, tell):
         console.print(f"  {what}\n    [cyan]{escape(command)}[/]", highlight=False, soft_wrap=True)
     abilities = [change for name, change in results.changes.items() if name != OVERALL]
     summary = tell.text(
@@ -687,26 +722,32 @@ def say_where_to_go(folder: Path, results: Results, tell: Teller, *, total_s: fl
         held_out=overall.num_rows,
         before=overall.before,
         after=overall.after,
-        percent=signed(overall.relative_percent),
-        low=signed(overall.relative_low),
-        high=signed(overall.relative_high),
+        percent=percent(overall.relative_percent, plan.lang),
+        low=percent(overall.relative_low, plan.lang),
+        high=percent(overall.relative_high, plan.lang),
         clear=sum(change.is_clear for change in abilities),
         abilities=len(abilities),
     )
-    cost = tell.text("cost", rows=results.num_train_rows, time=readable_time(total_s))
+    cost_text = "cost_resumed" if stored["resumed"] else "cost"
+    cost = tell.text(cost_text, rows=results.num_train_rows, time=readable_time(stored["total_time_s"]))
     mark = "[green]✓[/]" if overall.high < 0 else "[yellow]·[/]"
     console.print(f"\n{mark} {summary} · {cost}", highlight=False, soft_wrap=True)
 
 
-def next_commands(plan: Plan, folder: Path, tell: Teller) -> tuple[tuple[str, str], ...]:
-    """Return what to type next, and what each does; the run is named `latest` while it is."""
+def next_commands(
+    plan: Plan, folder: Path, tell: Teller, *, shown: Callable[[Any], str] = str
+) -> tuple[tuple[str, str], ...]:
+    """Return what to type next, and what each does; the run is named `latest` while it is.
+
+    `shown` turns a path or a model's name into text: as it is for the terminal, without the machine's folders for a
+    report.
+    """
     latest = plan.runs / "latest"
-    run = latest if latest.exists() and latest.resolve() == folder.resolve() else folder
-    best = shown_path(run) + "/best"
-    model = shown_value(plan.config.model)
+    best = (latest if latest.exists() and latest.resolve() == folder.resolve() else folder) / "best"
+    run, model = (shlex.quote(shown(value)) for value in (best, plan.config.model))
     return (
-        (f"deft chat {best}", tell.text("chat")),
-        (f"python chat_gradio.py --model_name_or_path {best}", tell.text("page")),
+        (f"deft chat {run}", tell.text("chat")),
+        (f"python chat_gradio.py --model_name_or_path {run}", tell.text("page")),
         (f"deft data audit my_data.jsonl --model {model}", tell.text("audit")),
         (f"deft train --model {model} --train my_data.jsonl", tell.text("train")),
     )

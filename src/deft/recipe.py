@@ -9,6 +9,22 @@ import yaml
 
 from deft.errors import UserError, did_you_mean
 
+EXAMPLE = "write for example `train:`, and on the next line `  num_epochs: 3`"
+
+
+class Loader(yaml.SafeLoader):
+    """YAML in which no key may be set twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a mapping that names a key again, where plain YAML would let the last one win."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is set twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
 
 def read_section(path: Path, section: str, config_type: type) -> dict[str, Any]:
     """Return the `section` of a recipe, its keys checked against the fields of `config_type`.
@@ -23,10 +39,12 @@ def read_section(path: Path, section: str, config_type: type) -> dict[str, Any]:
             fix = did_you_mean(str(name), known_sections)
             raise UserError("the recipe has an unknown section", got=name, where=str(path), fix=fix)
     if section not in sections:
-        raise UserError(f"the recipe has no section {section!r}", got=", ".join(sections) or None, where=str(path))
+        fault = f"the recipe has no section {section!r}"
+        raise UserError(fault, got=", ".join(sections) or None, where=str(path), fix=EXAMPLE)
     values = sections[section] or {}
     if not isinstance(values, Mapping):
-        raise UserError(f"section {section!r} should hold `name: value` lines", got=values, where=str(path))
+        fault = f"section {section!r} should hold `name: value` lines"
+        raise UserError(fault, got=values, where=str(path), fix=EXAMPLE)
     known = {field.name for field in fields(config_type)}
     for name in values:
         if name not in known:
@@ -46,19 +64,25 @@ def read_recipe(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         near = [other.name for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        fix = did_you_mean(path.name, near) if near else "give the path of a recipe, e.g. recipes/quickstart.yaml"
+        fix = did_you_mean(path.name, near) if near else "give the path of a recipe, e.g. recipes/abilities-en.yaml"
         raise UserError("there is no such recipe", got=str(path), fix=fix) from error
+    except IsADirectoryError as error:
+        fix = "give the path of a recipe, e.g. recipes/abilities-en.yaml"
+        raise UserError("a recipe is a file, and this is a folder", got=str(path), fix=fix) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError("the recipe cannot be read as UTF-8 text", got=str(error), where=str(path)) from error
+        fix = "save it as UTF-8, and check the rights (ls -l)"
+        raise UserError("the recipe cannot be read as UTF-8 text", got=str(error), where=str(path), fix=fix) from error
     try:
-        sections = yaml.safe_load(text)
+        sections = yaml.load(text, Loader)
+    except RecursionError as error:
+        raise UserError("the recipe is nested too deeply", where=str(path), fix=EXAMPLE) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = getattr(error, "problem", None) or "not YAML"
-        raise UserError("the recipe is not valid YAML", got=problem, where=place) from error
+        raise UserError("the recipe is not valid YAML", got=problem, where=place, fix=EXAMPLE) from error
     if not isinstance(sections, dict):
-        raise UserError("the recipe should hold sections such as `train:`", got=sections, where=str(path))
+        raise UserError("the recipe should hold sections such as `train:`", got=sections, where=str(path), fix=EXAMPLE)
     return sections
 
 

@@ -54,6 +54,9 @@ class Results:
     next_commands: Sequence[tuple[str, str]] = ()
 
 
+UNITS: dict[str, str] = {"en": "\u00a0%", "zh": "%"}
+"""How a language writes the percent sign after a number."""
+
 ABILITY_NAMES: dict[str, dict[str, str]] = {
     "en": {OVERALL: "all rows"},
     "zh": {
@@ -78,7 +81,7 @@ TEXTS: dict[str, dict[str, str]] = {
         "title": "What training on {rows} rows changed",
         "sentence": (
             "On {held_out} rows the model never trained on, the loss {moved} from <b>{before:.3f}</b> to "
-            "<b>{after:.3f}</b> nats per token: <b>{percent} %</b> (95 % interval {low} to {high} %), "
+            "<b>{after:.3f}</b> nats per token: <b>{percent}</b> (95&nbsp;% interval {low} to {high}), "
             "clear of zero in {clear} of {abilities} abilities."
         ),
         "fell": "fell",
@@ -134,21 +137,21 @@ TEXTS: dict[str, dict[str, str]] = {
         "title": "用 {rows} 条数据训练之后的变化",
         "sentence": (
             "在模型从未训练过的 {held_out} 条留出数据上，损失从每词元 <b>{before:.3f}</b> 纳特{moved}到 "
-            "<b>{after:.3f}</b>：<b>{percent} %</b>（95 % 区间 {low} 至 {high} %），"
+            "<b>{after:.3f}</b>：<b>{percent}</b>（95% 区间 {low} 至 {high}），"
             "{abilities} 项能力中有 {clear} 项明确不为零。"
         ),
         "fell": "降",
         "rose": "升",
         "picture": "各项能力训练前后的损失",
         "axis": "留出数据上的损失，纳特/词元（越靠左越好）",
-        "legend": "○ 训练前&ensp;● 训练后&ensp;▬ 变化的 95 % 区间（从训练前的点量起）",
+        "legend": "○ 训练前&ensp;● 训练后&ensp;▬ 变化的 95% 区间（从训练前的点量起）",
         "table": "具体数字",
         "ability": "能力",
         "rows": "条数",
         "before": "训练前",
         "after": "训练后",
         "change": "变化",
-        "interval": "95 % 区间",
+        "interval": "95% 区间",
         "verdict": "明确不为零？",
         "better": "是，变好",
         "worse": "是，变差",
@@ -173,7 +176,7 @@ TEXTS: dict[str, dict[str, str]] = {
         ),
         "reading_interval": (
             "<b>区间。</b>留出数据只是一个样本。把这些数据有放回地重抽 2,000 次（每条的前后成对保留），"
-            "变化有 95 % 落在此区间内；条数少时区间已相应放宽。“明确不为零”表示仅凭抽到哪些数据解释不了这个变化。"
+            "变化有 95% 落在此区间内；条数少时区间已相应放宽。“明确不为零”表示仅凭抽到哪些数据解释不了这个变化。"
             "区间只针对这一次训练：换一个随机种子，模型会略有不同。"
         ),
         "reading_accuracy": (
@@ -293,12 +296,17 @@ def result_sentence(changes: Mapping[str, Change], lang: Lang) -> str:
         moved=texts["fell" if overall.difference <= 0 else "rose"],
         before=overall.before,
         after=overall.after,
-        percent=signed(overall.relative_percent),
-        low=signed(overall.relative_low),
-        high=signed(overall.relative_high),
+        percent=percent(overall.relative_percent, lang),
+        low=percent(overall.relative_low, lang),
+        high=percent(overall.relative_high, lang),
         clear=sum(change.is_clear for change in abilities),
         abilities=len(abilities),
     )
+
+
+def percent(value: float, lang: Lang) -> str:
+    """Return a change in percent as the language writes it, in one piece; – where it is not known."""
+    return signed(value) + UNITS[lang] if math.isfinite(value) else "–"
 
 
 def ability_name(ability: str, lang: Lang) -> str:
@@ -310,7 +318,7 @@ def picture(changes: Mapping[str, Change], lang: Lang) -> str:
     """Return the dumbbell chart with its heading."""
     texts = TEXTS[lang]
     names = {ability: ability_name(ability, lang) for ability in changes}
-    svg = abilities_svg(changes, names=names, axis=texts["axis"], label=texts["picture"])
+    svg = abilities_svg(changes, names=names, axis=texts["axis"], label=texts["picture"], unit=UNITS[lang])
     return f'<h2>{texts["picture"]}</h2><p class="note">{texts["legend"]}</p><div class="wide">{svg}</div>'
 
 
@@ -331,13 +339,15 @@ def table(changes: Mapping[str, Change], lang: Lang) -> str:
     for ability in in_order(changes):
         change, verdict = changes[ability], verdict_of(changes[ability])
         tone = "unclear" if verdict == "unknown" else verdict
-        between = f"{signed(change.relative_low)} … {signed(change.relative_high)} %" if verdict != "unknown" else "–"
+        between = (
+            f"{signed(change.relative_low)} … {percent(change.relative_high, lang)}" if verdict != "unknown" else "–"
+        )
         cells = (
             escape(ability_name(ability, lang)),
             f"{change.num_rows:,}",
             f"{change.before:.3f}",
             f"{change.after:.3f}",
-            f"{signed(change.relative_percent)} %",
+            percent(change.relative_percent, lang),
             between,
         )
         row = "".join(f"<td>{cell}</td>" for cell in cells) + f'<td class="{tone}">{texts[verdict]}</td>'
@@ -360,13 +370,15 @@ def changes_table(changes: Mapping[str, Change], lang: Lang) -> "Table":
         result.add_column(texts[heading], justify="left" if heading in ("ability", "verdict") else "right")
     for ability in in_order(changes):
         change, verdict = changes[ability], verdict_of(changes[ability])
-        interval = f"{signed(change.relative_low)} … {signed(change.relative_high)} %" if verdict != "unknown" else "–"
+        interval = (
+            f"{signed(change.relative_low)} … {percent(change.relative_high, lang)}" if verdict != "unknown" else "–"
+        )
         result.add_row(
             escape_markup(ability_name(ability, lang)),
             f"{change.num_rows:,}",
             f"{change.before:.3f}",
             f"{change.after:.3f}",
-            f"{signed(change.relative_percent)} %",
+            percent(change.relative_percent, lang),
             interval,
             f"[{styles[verdict]}]{texts[verdict]}[/]",
             style="bold" if ability == OVERALL else None,
@@ -376,10 +388,15 @@ def changes_table(changes: Mapping[str, Change], lang: Lang) -> "Table":
 
 def replies(pairs: Sequence[ReplyPair], texts: Mapping[str, str]) -> str:
     """Return the replies side by side."""
+    from deft.data.show import visible
+
+    def text(reply: str) -> str:
+        return escape(visible(reply.strip(), keep="\n")) or "–"
+
     blocks = [
         f'<p class="prompt"><b>{texts["asked"]}</b>{escape(pair.prompt)}</p><div class="pair">'
-        f'<p class="reply"><b>{texts["before"]}</b>{escape(pair.before.strip()) or "–"}</p>'
-        f'<p class="reply"><b>{texts["after"]}</b>{escape(pair.after.strip()) or "–"}</p></div>'
+        f'<p class="reply"><b>{texts["before"]}</b>{text(pair.before)}</p>'
+        f'<p class="reply"><b>{texts["after"]}</b>{text(pair.after)}</p></div>'
         for pair in pairs
     ]
     return f"<h2>{texts['replies']}</h2>" + "".join(blocks) if blocks else ""

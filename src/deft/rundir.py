@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -61,11 +61,12 @@ def cannot_write(path: Path, error: OSError) -> UserError:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or folder, if it is there."""
+    """Delete a file or folder, if it is there and the system allows it."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
 
 
 def sync(path: Path) -> None:
@@ -134,14 +135,20 @@ def new_run_folder(parent: Path) -> Path:
 
 
 def check_writable(folder: Path) -> None:
-    """Fail early, before any long work, if `folder` cannot be written.
+    """Fail early, before any long work, if `folder` cannot be made or written; nothing of the trial stays.
 
     Raises:
         UserError: saying what the system said.
     """
+    made: list[Path] = []
     try:
+        made += [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise cannot_write(folder, error) from error
+    finally:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()

@@ -28,7 +28,8 @@ class Message:
         if self.role not in ROLES:
             raise UserError("unknown role", got=self.role, fix="roles are system, user and assistant")
         if not isinstance(self.content, str):
-            raise UserError(f"the content of the {self.role} message is not text", got=self.content)
+            fault = f"the content of the {self.role} message is not text"
+            raise UserError(fault, got=self.content, fix="put the text in quotes, or leave the row out")
         if not self.content.strip():
             what = "empty reply" if self.role == "assistant" else f"empty {self.role} message"
             raise UserError(what, fix="give it text, or leave the row out")
@@ -46,7 +47,7 @@ def check_conversation(messages: Sequence[Message], *, ends_with: Role) -> None:
         UserError: naming the first message that is out of place, counted from 1.
     """
     if not messages:
-        raise UserError("the conversation has no messages")
+        raise UserError("the conversation has no messages", fix="give it a question and a reply, or leave the row out")
     turns = messages[1:] if messages[0].role == "system" else messages
     offset = len(messages) - len(turns)
     for position, message in enumerate(turns):
@@ -58,7 +59,8 @@ def check_conversation(messages: Sequence[Message], *, ends_with: Role) -> None:
                 fix="a system message may come first; after it user and assistant take turns",
             )
     if messages[-1].role != ends_with:
-        raise UserError(f"the last message should be from the {ends_with}", got=messages[-1].role)
+        fault = f"the last message should be from the {ends_with}"
+        raise UserError(fault, got=messages[-1].role, fix=f"add the {ends_with}'s message, or take the last one out")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -44,7 +44,7 @@ def test_parameters_are_shown_as_people_say_them(count: int, shown: str) -> None
 def test_the_table_tells_what_is_here(tmp_path: Path, empty_cache: Path) -> None:
     before = rows(tmp_path)
     assert list(before) == list(KNOWN_MODELS)
-    assert {row[6] for row in before.values()} == {"no"}
+    assert {row[2] for row in before.values()} == {"no"}
 
     snapshot = empty_cache / "models--Qwen--Qwen3-0.6B-Base" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
@@ -52,9 +52,9 @@ def test_the_table_tells_what_is_here(tmp_path: Path, empty_cache: Path) -> None
     (snapshot.parent.parent / "refs" / "main").write_text("abc")
     for name in ("config.json", "tokenizer.json"):
         (snapshot / name).write_text("{}")
-    assert rows(tmp_path)["qwen3-0.6b"][6] == "no", "without weights it is not here"
+    assert rows(tmp_path)["qwen3-0.6b"][2] == "no", "without weights it is not here"
     (snapshot / "model.safetensors").write_bytes(b"")
-    assert rows(tmp_path)["qwen3-0.6b"][6] == "yes"
+    assert rows(tmp_path)["qwen3-0.6b"][2] == "yes"
 
 
 def test_the_table_prints_licences_and_origins(tmp_path: Path) -> None:

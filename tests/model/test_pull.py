@@ -63,7 +63,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
 
 
 def entries(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if not entry.name.endswith(".lock"))
+    return sorted(entry.name for entry in folder.glob("*") if not entry.name.endswith(".lock"))
 
 
 # --- what a pull leaves behind ----------------------------------------------------------------------------------

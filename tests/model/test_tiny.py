@@ -82,6 +82,9 @@ def test_logits_spread_and_depend_on_order(architecture: str) -> None:
     swapped = [ids[1], ids[0], *ids[2:]]
     assert (logits(model, swapped)[-1] - scores[-1]).abs().max() > 0.01, "the last token sees the first ones, in order"
     assert not model.training
+    norms = [weights for weights in model.parameters() if weights.ndim == 1]
+    assert norms
+    assert all(weights.std() > 0.03 for weights in norms), "norms are off their starting values"
     assert model.config.num_key_value_heads < model.config.num_attention_heads
 
 

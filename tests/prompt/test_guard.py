@@ -86,6 +86,13 @@ def test_a_template_whose_text_completes_what_the_user_began():
     assert ids[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
 
 
+def test_the_longest_of_several_tokens_is_the_one_that_matches():
+    tokenizer = byte_tokenizer(["<eo", "<eot>"])
+    guarded = encode_guarded(tokenizer, "<eot>好<eo<eot>", [Content(5, 9, False)])
+    assert [control.token_id for control in guarded.controls] == tokenizer.convert_tokens_to_ids(["<eot>", "<eot>"])
+    assert tokenizer.decode(guarded.ids) == "<eot>好<eo<eot>"
+
+
 def test_halves_that_spell_a_shorter_token_are_cut_again():
     tokenizer = byte_tokenizer(["<eot>", "<eot><eot>--------"])
     text = "<eot><eot>--------"

@@ -182,6 +182,14 @@ def test_no_end_of_turn_is_refused():
     assert "role_tokens" in (refusal.value.fix or "")
 
 
+def test_only_white_space_may_stand_before_the_end_of_turn():
+    spaced = chatml_tokenizer(CHATML.replace("m.content ~ '<|im_end|>", "m.content ~ '\n<|im_end|>"))
+    encoded = TemplateFormat(spaced).encode_conversation(TWO_TURNS)
+    assert trained_texts(spaced, encoded) == ["巴黎。\n<|im_end|>", "7, of course.\n<|im_end|>"]
+    with pytest.raises(UserError, match="no_end_of_turn"):
+        TemplateFormat(chatml_tokenizer(CHATML.replace("m.content ~ '<|im_end|>", "m.content ~ ' Over.<|im_end|>")))
+
+
 def test_chatml_on_a_tokenizer_without_its_tokens_is_refused():
     with pytest.raises(UserError, match="no_end_of_turn"):
         TemplateFormat(byte_tokenizer(["<|endoftext|>"], chat_template=CHATML))

@@ -19,7 +19,8 @@ def find_files(paths: Iterable[Path | str] | Path | str) -> tuple[Path, ...]:
     and in its subfolders, sorted by name; hidden files and folders and half-written files (`*.partial`) are left out.
 
     Raises:
-        UserError: if a path is missing, is neither file nor folder, or is a folder without data files.
+        UserError: if a path is missing, is neither file nor folder, or is a folder without data files, or if a name is
+            not UTF-8, which no record of a run could hold.
     """
     if isinstance(paths, str | Path):
         paths = [paths]
@@ -38,6 +39,7 @@ def find_files(paths: Iterable[Path | str] | Path | str) -> tuple[Path, ...]:
         else:
             raise UserError("not a regular file", got=str(path), fix="write the data to a file and give its name")
         for file in files:
+            check_name(file)
             found.setdefault(os.path.realpath(file), file)
     if not found:
         raise UserError("no data was given", fix="give one or more files or folders")
@@ -71,6 +73,15 @@ def files_in(folder: Path) -> list[Path]:
 def is_data_name(name: str) -> bool:
     """Say whether a file of this name, met in a folder, is data."""
     return not name.startswith(".") and name.lower().endswith(DATA_SUFFIXES)
+
+
+def check_name(path: Path) -> None:
+    """Refuse a path that is not UTF-8, such as a name in GBK out of a zip file."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        fix = "rename it, e.g. convmv -f gbk -t utf-8 --notest FILE"
+        raise UserError("the name of the file is not UTF-8", got=str(path), fix=fix) from error
 
 
 def missing(path: Path) -> UserError:

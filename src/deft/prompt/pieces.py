@@ -12,8 +12,6 @@ from deft.types import IGNORED_LABEL, TokenSequence
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-REPLACEMENT_CHARACTER = "\ufffd"
-
 
 def painted_pieces(sequence: TokenSequence, tokenizer: "PreTrainedTokenizerBase") -> list[tuple[str, bool]]:
     """Return the row as runs of (text, carries loss), special tokens shown.
@@ -28,7 +26,7 @@ def painted_pieces(sequence: TokenSequence, tokenizer: "PreTrainedTokenizerBase"
     for is_trained, run in groupby(carries_loss):
         start, end = end, end + len(list(run))
         text = decode_exactly(tokenizer, ids[:end])
-        follows = text.startswith(before) and not before.endswith(REPLACEMENT_CHARACTER)
+        follows = text.startswith(before)
         pieces.append((text[len(before) :] if follows else decode_exactly(tokenizer, ids[start:end]), is_trained))
         before = text
     return pieces

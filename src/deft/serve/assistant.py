@@ -59,7 +59,8 @@ class Assistant:
             if value is not None:
                 check_number(name, value, whole=True, least=1)
         loaded = load_model(model_name_or_path, dtype=dtype, device=device)
-        self.name = str(model_name_or_path)
+        path = Path(model_name_or_path)
+        self.name = path.resolve().name if path.is_dir() else str(model_name_or_path)
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         self.chat_format = load_chat_format(loaded.path, loaded.tokenizer) or chat_format_for(loaded.tokenizer)
         positions = position_limit(self.model)
@@ -73,34 +74,43 @@ class Assistant:
         self.max_new_tokens = max_new_tokens or min(MAX_NEW_TOKENS, max(self.context_limit_tokens // 2, 1))
         self.prompt_budget(Sampling(max_new_tokens=self.max_new_tokens))
         self.identity = ""
-        self.identity_messages: list[Message] = []
+        self.identity_messages: Sequence[Message] = ()
         self.set_model_identity(identity)
 
     def set_model_identity(self, text: str) -> None:
         r"""Set the identity or role that later conversations begin with; "" is none, a literal `\n` a line break.
 
+        Raises:
+            UserError: as `identity_prefix` does.
+        """
+        text = text.replace("\\n", "\n").strip()
+        self.identity, self.identity_messages = text, self.identity_prefix(text)
+
+    def identity_prefix(self, text: str) -> list[Message]:
+        """Return the messages that put an identity before a conversation.
+
         The reply that is kept where the format has no system role is cut at a quarter of the context limit.
 
         Raises:
-            UserError: if the text is too long, or the model gave no reply to keep (formats without a system role).
+            UserError: if the text is too long, or the model gave no reply to keep.
         """
-        text = text.replace("\\n", "\n").strip()
-        messages: list[Message] = []
-        if text and self.chat_format.has_system_role:
+        if not text.strip():
+            return []
+        if self.chat_format.has_system_role:
             messages = [Message(role="system", content=text)]
-        elif text:
+        else:
             asked = [Message(role="user", content=text)]
+            self.check_room(asked, text)
             quarter = max(self.context_limit_tokens // 4, 1)
             settings = self.sampling(max_new_tokens=min(self.max_new_tokens, quarter))
-            self.check_room(asked, text)
             [reply] = self.generate([self.chat_format.encode_prompt(asked)], settings)
-            answer = self.decode(reply.token_ids)
+            answer = self.text_of(reply)
             if not answer.strip():
                 fix = "word the identity in another way, or train it into the model"
                 raise UserError("the model gave an empty reply to its identity", got=text, fix=fix)
             messages = [*asked, Message(role="assistant", content=answer)]
         self.check_room([*messages, Message(role="user", content="?")], text)
-        self.identity, self.identity_messages = text, messages
+        return messages
 
     def check_room(self, messages: list[Message], identity: str) -> None:
         """Check that a conversation that begins with an identity fits into the context limit."""
@@ -125,28 +135,34 @@ class Assistant:
             try:
                 prompts.append(self.prompt_ids(messages_from(context), settings))
             except UserError as error:
-                place = f"context {index + 1}"
-                raise error.at(f"{place}, {error.where}" if error.where else place) from error
+                where = f"context {index + 1}" + (f", {error.where}" if error.where else "")
+                raise UserError(error.what, got=error.got, where=where, fix=error.fix) from error
         replies = self.generate(prompts, settings)
         scores = [reply.first_logits for reply in replies]
         vocab_size = self.model.get_input_embeddings().weight.shape[0]
-        return [self.decode(reply.token_ids) for reply in replies], (
+        return [self.text_of(reply) for reply in replies], (
             torch.stack(scores) if scores else torch.empty(0, vocab_size)
         )
 
     def stream(
-        self, context: Mapping[str, Any], *, cancel: threading.Event | None = None, **sampling: Any
+        self,
+        context: Mapping[str, Any],
+        *,
+        cancel: threading.Event | None = None,
+        identity_messages: Sequence[Message] | None = None,
+        **sampling: Any,
     ) -> Generator[str, None, FinishReason]:
         """Answer one conversation piece by piece; the pieces joined are the reply that `inference` gives.
 
         A piece never ends within a character. Closing the generator or setting `cancel` stops the model before its
-        next token. The generator returns why the reply ended.
+        next token. `identity_messages` (from `identity_prefix`) take the place of the assistant's own for this reply.
+        The generator returns why the reply ended.
 
         Raises:
             UserError: at once, not at the first piece, if the conversation or a setting is wrong.
         """
         settings = self.sampling(**sampling)
-        ids = self.prompt_ids(messages_from(context), settings)
+        ids = self.prompt_ids(messages_from(context), settings, identity_messages)
         return self.pieces(
             stream(
                 self.model,
@@ -166,12 +182,12 @@ class Assistant:
                 try:
                     ids.append(next(tokens))
                 except StopIteration as end:
-                    text = self.decode(ids)
+                    text = self.text_of(end.value)
                     if text.startswith(shown) and len(text) > len(shown):
                         yield text[len(shown) :]
                     reason: FinishReason = end.value.finish_reason
                     return reason
-                text = self.decode(ids).rstrip(REPLACEMENT)
+                text = self.decode(ids, is_whole=False)
                 if text.startswith(shown) and len(text) > len(shown):
                     piece, shown = text[len(shown) :], text
                     yield piece
@@ -201,18 +217,22 @@ class Assistant:
             )
         return budget
 
-    def prompt_ids(self, messages: list[Message], settings: Sampling) -> list[int]:
+    def prompt_ids(
+        self, messages: list[Message], settings: Sampling, identity_messages: Sequence[Message] | None = None
+    ) -> list[int]:
         """Return the tokens of a conversation with its identity, whole oldest exchanges left out where it must fit."""
         budget = self.prompt_budget(settings)
         encode = self.chat_format.encode_prompt
-        identity = [] if messages[0].role == "system" else self.identity_messages
-        if identity and identity[0].role == "system":
+        identity = list(self.identity_messages if identity_messages is None else identity_messages)
+        if messages[0].role == "system":
+            identity = []
+        elif identity and identity[0].role == "system":
             messages, identity = [*identity, *messages], []
         if identity:
             last = messages[-1:]
             budget -= len(encode([*identity, *last])) - len(encode(last))
             if budget < 1:
-                raise no_room(self.identity)
+                raise no_room(identity[0].content)
         fitting = fit_prompt(messages, self.chat_format, max_prompt_tokens=budget)
         return encode([*identity, *fitting])
 
@@ -220,17 +240,21 @@ class Assistant:
         """Answer encoded prompts, ending at the chat format's stop tokens."""
         return generate(self.model, prompts, stop_token_ids=self.chat_format.stop_token_ids, settings=settings)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return a reply's text."""
+    def decode(self, ids: Sequence[int], *, is_whole: bool = True) -> str:
+        """Return a reply's text; of one that was cut or is still coming in, without half a character at its end."""
         text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
-        return text
+        return text if is_whole else text.rstrip(REPLACEMENT)
+
+    def text_of(self, reply: Reply) -> str:
+        """Return the text of a reply that has ended."""
+        return self.decode(reply.token_ids, is_whole=reply.finish_reason == "stop")
 
 
 def no_room(identity: str) -> UserError:
     """Return the error for an identity that takes up the whole context."""
     fix = "shorten the identity, raise context_limit_tokens, or lower max_new_tokens"
-    return UserError("the identity leaves no room for a conversation", got=identity or None, fix=fix)
+    return UserError("the identity leaves no room for a conversation", got=identity, fix=fix)
 
 
 def identity_from(file: str | Path | None) -> str:

@@ -91,7 +91,7 @@ class TerminalChat:
                 fix = did_you_mean(name, [*self.commands, "/exit"])
                 raise UserError("there is no such command", got=name, fix=fix)
         except UserError as error:
-            self.console.print(str(error), style="red", markup=False, highlight=False)
+            self.console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
 
     def answer(self, text: str) -> None:
         """Stream the reply to a message; Ctrl-C stops it and keeps what is there."""
@@ -108,7 +108,8 @@ class TerminalChat:
                     reason = end.value
                     break
                 parts.append(piece)
-                self.console.print(printable(piece), end="", markup=False, highlight=False, soft_wrap=True)
+                self.console.file.write(printable(piece))  # rich would turn each tab into spaces
+                self.console.file.flush()
         except KeyboardInterrupt:
             reason = "cancelled"
         finally:
@@ -146,7 +147,7 @@ class TerminalChat:
         if not name:
             raise UserError("/save needs a file", fix="/save chat.jsonl")
         if not self.messages:
-            raise UserError("there is no conversation to save yet")
+            raise UserError("there is no conversation to save yet", fix="say something first")
         path = Path(name).expanduser()
         if path.exists() and path.resolve() not in self.saved_to:
             raise UserError(f"{path} is there already", fix="choose another name")

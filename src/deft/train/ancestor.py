@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and exiting."""
-        raise UserError(message, fix="see docs/ancestor.md for the flags")
+        raise UserError(message, fix=f"python {self.prog} --help")
 
 
 def config_from_flags(arguments: Sequence[str]) -> TrainConfig:
@@ -67,7 +67,7 @@ def config_from_flags(arguments: Sequence[str]) -> TrainConfig:
         if name in DEFT_TYPES:
             values[name] = converted(name, value)
         elif name in training_argument_names():
-            trainer[name] = yaml.safe_load(value)
+            trainer[name] = parsed(name, value)
         else:
             raise UserError("unknown flag", got=f"--{flag}", fix=did_you_mean(flag, {*DEFT_TYPES, *RENAMED}))
     return TrainConfig(**values, trainer=trainer)
@@ -83,7 +83,8 @@ def pairs(tokens: Sequence[str]) -> list[tuple[str, str]]:
         elif found and found[-1][1] == "true":
             found[-1] = (found[-1][0], token)
         else:
-            raise UserError("this argument belongs to no flag", got=token)
+            fix = "put --NAME before it; a value with spaces needs quotes"
+            raise UserError("this argument belongs to no flag", got=token, fix=fix)
     return found
 
 
@@ -99,13 +100,29 @@ def converted(name: str, value: str) -> Any:
     """Return a flag's text as the type its setting has."""
     kind = DEFT_TYPES[name]
     if kind is bool:
-        return yaml.safe_load(value) is True
+        found = parsed(name, value)
+        if not isinstance(found, bool):
+            raise UserError(f"--{name} wants true or false", got=value, fix=f"--{name}, or leave it out")
+        return found
     if name == "dtype":
         return SHORT_DTYPES.get(value, value)
     try:
         return kind(float(value)) if kind is int and float(value).is_integer() else kind(value)
     except ValueError as error:
-        raise UserError(f"--{name} wants a {kind.__name__}", got=value) from error
+        wanted = "whole number" if kind is int else "number"
+        raise UserError(f"--{name} wants a {kind.__name__}", got=value, fix=f"give one {wanted}") from error
+
+
+def parsed(name: str, value: str) -> Any:
+    """Return a flag's text as YAML reads it.
+
+    Raises:
+        UserError: if it is no YAML.
+    """
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--{name} cannot be read", got=value, fix="put text into quotes of its own") from error
 
 
 def training_argument_names() -> set[str]:

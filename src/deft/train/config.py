@@ -1,10 +1,14 @@
 """What a training run can be told: one dataclass, checked before any model loads."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from deft.errors import UserError
+
+MAX_SEED = 2**32 - 1
+"""The largest that numpy takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +83,22 @@ class TrainConfig:
     """Further settings handed to `transformers.TrainingArguments` as they are (deepspeed, report_to, …)."""
 
     def __post_init__(self) -> None:
+        for name, kind in get_type_hints(TrainConfig).items():
+            value = getattr(self, name)
+            if get_origin(kind) is Literal:
+                require(value in get_args(kind), name, value, "one of " + ", ".join(get_args(kind)))
+            if isinstance(value, str | Path):
+                require(is_unicode(str(value)), name, value, "UTF-8 text")
+            if isinstance(value, float):
+                require(math.isfinite(value), name, value, "a finite number")
         for name in ("lora_rank", "max_length_tokens", "num_epochs", "batch_size", "gradient_accumulation"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
         for name in ("max_steps", "save_steps", "save_total_limit"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "a whole number of at least 1")
-        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "a number above 0")
+        require(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"a whole number from 0 to {MAX_SEED}")
+        for name in ("learning_rate", "lora_alpha"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
         require(
             0 <= self.end_learning_rate <= self.learning_rate,
             "end_learning_rate",
@@ -112,3 +126,8 @@ def require(holds: bool, name: str, value: object, allowed: str) -> None:
     """Raise a `UserError` about the setting `name` unless its value is allowed."""
     if not holds:
         raise UserError(f"{name} is out of range", got=value, fix=f"{name} must be {allowed}")
+
+
+def is_unicode(text: str) -> bool:
+    """Say whether text can be written to a file; a path whose bytes are not UTF-8 cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)

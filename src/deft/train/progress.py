@@ -1,5 +1,6 @@
 """The progress of a run: a live bar on a terminal, a plain line now and then elsewhere."""
 
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -94,7 +95,8 @@ class Progress:
         elif now - self.shown_at >= PLAIN_LINE_EVERY_S or step == self.num_steps:
             self.shown_at = now
             left_s = (now - self.started_at) / max(step - self.first_step, 1) * (self.num_steps - step)
-            self.console.print(f"step {step}/{self.num_steps} · {self.facts()} · {left_s:,.0f} s left", highlight=False)
+            line = f"step {step}/{self.num_steps} · {self.facts()} · {left_s:,.0f} s left"
+            self.console.print(line, highlight=False, soft_wrap=True)
 
     def logged(self, values: dict[str, Any]) -> None:
         """Take up a logged loss; print a validation result on a line of its own."""
@@ -119,7 +121,8 @@ class Progress:
     def facts(self) -> str:
         """Return the loss and the speed in one short line."""
         speeds = self.speeds()
+        loss = "" if math.isnan(self.loss) else f"loss {self.loss:.3f} · "
         return (
-            f"loss {self.loss:.3f} · {speeds['supervised_tokens_per_s']:,.0f} supervised tok/s · "
+            f"{loss}{speeds['supervised_tokens_per_s']:,.0f} supervised tok/s · "
             f"{speeds['tokens_per_s']:,.0f} tok/s · padding {100 * speeds['padding_ratio']:.0f} %"
         )

@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from deft.rundir import write_text, written_whole
+from deft.train.checkpoint import checkpoint_step
+
+SUMMARY_KEYS = {"train_runtime"}
+"""What only the last line of a run has, which sums it up; a resumed run writes it anew."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,12 +62,15 @@ class RunRecord:
         with written_whole(folder / "rows.parquet") as temporary:
             pq.write_table(pa.table(columns, schema=schema), temporary)
 
-    def resume(self, checkpoint: Path, step: int) -> None:
-        """Take up the record as it was when `checkpoint` was saved after `step`: what came later is forgotten."""
+    def resume(self, checkpoint: Path | None) -> None:
+        """Take up the record as `checkpoint` holds it (None: as at the start): what came later is forgotten."""
         import pyarrow.parquet as pq
 
-        self.rows = [RowLoss(**row) for row in pq.read_table(checkpoint / "rows.parquet").to_pylist()]
-        kept = [line for line in read_metrics(self.folder) if line["step"] <= step]
+        rows = pq.read_table(checkpoint / "rows.parquet").to_pylist() if checkpoint else []
+        self.rows = [RowLoss(**row) for row in rows]
+        step = checkpoint_step(checkpoint) if checkpoint else 0
+        lines = read_metrics(self.folder)
+        kept = [line for line in lines if line["step"] <= step and not line.keys() & SUMMARY_KEYS]
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
 

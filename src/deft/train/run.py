@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -15,12 +15,12 @@ from transformers import PreTrainedModel, TrainingArguments
 from deft.errors import UserError, did_you_mean
 from deft.model.adapters import add_lora
 from deft.model.attention import rows_apart
-from deft.model.load import LoadedModel, load_model, quiet_transformers
+from deft.model.load import LoadedModel, find_folder, load_model, load_tokenizer, quiet_transformers
 from deft.prompt.format import ChatFormat, EncodeResult, FormatKind, chat_format_for, encode_examples
 from deft.prompt.role_tokens import add_role_tokens
 from deft.prompt.store import load_chat_format
-from deft.rundir import check_writable, fingerprint, new_run_folder, versions, write_json, write_text
-from deft.train.checkpoint import checkpoints, link_to, remove_leftovers
+from deft.rundir import check_writable, fingerprint, new_run_folder, remove, versions, write_json, write_text
+from deft.train.checkpoint import checkpoints, disk_faults_told, link_to, remove_leftovers
 from deft.train.config import TrainConfig
 from deft.train.figure import draw_losses
 from deft.train.progress import Progress
@@ -28,8 +28,13 @@ from deft.train.record import RunRecord, mean_loss
 from deft.train.trainer import SupervisedTrainer
 from deft.types import Example, TokenSequence
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 NOT_PART_OF_A_RUN = ("resume_training", "output_dir")
 """Settings that may differ when a run is resumed."""
+FILE_SETTINGS = ("deepspeed", "fsdp_config", "accelerator_config")
+"""Settings of `TrainingArguments` that are the path of a file where they are text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,12 +59,16 @@ def train(
     check_writable(config.output_dir)
     if not train_examples:
         raise UserError("there are no rows to train on", fix="give --train FILE_OR_FOLDER")
-    loaded = load_model(config.model, dtype=weights_dtype(config))
-    chat_format, num_added_tokens = prepare_chat_format(loaded, config.chat_format)
+    source, tokenizer = find_folder(config.model), load_tokenizer(config.model)
+    chat_format, num_added_tokens = find_chat_format(tokenizer, source, config.chat_format)
     train_rows = encode(train_examples, chat_format, config, "training", console)
     valid_rows = encode(valid_examples, chat_format, config, "validation", console) if valid_examples else None
-    identity = run_identity(config, loaded, train_rows, valid_rows)
-    folder, checkpoint = open_run(config, identity)
+    identity = run_identity(config, source, train_rows, valid_rows)
+    unfinished = find_unfinished(config.output_dir, identity) if config.resume_training else None
+    loaded = dataclasses.replace(load_model(config.model, dtype=weights_dtype(config)), tokenizer=tokenizer)
+    make_room(loaded)
+    folder = open_run(config, identity, unfinished)
+    checkpoint = next(reversed(checkpoints(folder)), None)
     write_dropped(folder, train_rows, valid_rows)
     if config.method == "lora":
         model = with_adapters(loaded.model, config, train_embeddings=num_added_tokens > 0)
@@ -77,14 +86,14 @@ def train(
         record=record,
         progress=progress,
     )
-    if checkpoint is not None:
-        record.resume(checkpoint, int(checkpoint.name.rpartition("-")[2]))
-        console.print(f"resuming {folder} at {checkpoint.name}", highlight=False)
-    with quiet_transformers(), rows_apart(loaded.model), progress.shown():
+    if unfinished:
+        record.resume(checkpoint)
+        console.print(f"resuming {folder} at {checkpoint.name if checkpoint else 'its start'}", highlight=False)
+    with quiet_transformers(), rows_apart(loaded.model), progress.shown(), disk_faults_told(folder):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finished = trainer.state.global_step >= trainer.state.max_steps
-    write_json(folder / "run.json", identity | {"versions": versions(), "finished": finished})
-    draw_losses(folder)
+        finished = trainer.state.global_step >= trainer.state.max_steps
+        write_json(folder / "run.json", identity | {"versions": versions(), "finished": finished})
+        draw_losses(folder)
     last_valid = [row for row in record.rows if row.split == "valid" and row.epoch == config.num_epochs]
     return TrainResult(
         folder=folder,
@@ -102,19 +111,30 @@ def weights_dtype(config: TrainConfig) -> str:
 
 
 def prepare_chat_format(loaded: LoadedModel, kind: FormatKind) -> tuple[ChatFormat, int]:
-    """Return the format the checkpoint carries, or the one asked for, and how many tokens it added to the model.
+    """Return the format the checkpoint carries, or the one asked for, and how many tokens it added to the model."""
+    found = find_chat_format(loaded.tokenizer, loaded.path, kind)
+    make_room(loaded)
+    return found
 
-    A model without a chat template gets the role tokens, and rows for them in its embeddings.
+
+def find_chat_format(tokenizer: "PreTrainedTokenizerBase", folder: Path, kind: FormatKind) -> tuple[ChatFormat, int]:
+    """Return the format stored in a model's folder, or the one asked for, and how many tokens it needed.
+
+    A tokenizer without a chat template gets the role tokens; `make_room` gives the model rows for them.
     """
-    stored = load_chat_format(loaded.path, loaded.tokenizer) if kind == "auto" else None
+    stored = load_chat_format(folder, tokenizer) if kind == "auto" else None
     if stored is not None:
         return stored, 0
     num_added = 0
-    if kind == "role_tokens" or (kind == "auto" and not loaded.tokenizer.chat_template):
-        num_added = add_role_tokens(loaded.tokenizer)
+    if kind == "role_tokens" or (kind == "auto" and not tokenizer.chat_template):
+        num_added = add_role_tokens(tokenizer)
+    return chat_format_for(tokenizer, kind=kind), num_added
+
+
+def make_room(loaded: LoadedModel) -> None:
+    """Give a model an embedding for every token that its tokenizer has."""
     if len(loaded.tokenizer) > loaded.model.get_input_embeddings().weight.shape[0]:
         loaded.model.resize_token_embeddings(len(loaded.tokenizer), mean_resizing=False)
-    return chat_format_for(loaded.tokenizer, kind=kind), num_added
 
 
 def encode(
@@ -160,11 +180,11 @@ def with_adapters(model: PreTrainedModel, config: TrainConfig, *, train_embeddin
 
 
 def run_identity(
-    config: TrainConfig, loaded: LoadedModel, train_rows: EncodeResult, valid_rows: EncodeResult | None
+    config: TrainConfig, model: Path, train_rows: EncodeResult, valid_rows: EncodeResult | None
 ) -> dict[str, Any]:
-    """Return what decides a run's result: its settings, and fingerprints of its rows and of its first weights."""
+    """Return what decides a run's result: its settings, fingerprints of its rows and of the weights in `model`."""
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_PART_OF_A_RUN}
-    weights = sorted(Path(loaded.path).glob("*.safetensors")) + sorted(Path(loaded.path).glob("*.bin"))
+    weights = sorted(model.glob("*.safetensors")) + sorted(model.glob("*.bin"))
     return {
         "settings": json.loads(json.dumps(settings, default=str)),
         "train_rows": rows_fingerprint(train_rows.sequences),
@@ -181,28 +201,36 @@ def rows_fingerprint(rows: Sequence[TokenSequence]) -> str:
     return fingerprint(parts)
 
 
-def open_run(config: TrainConfig, identity: dict[str, Any]) -> tuple[Path, Path | None]:
-    """Make a new run folder, or find the unfinished one to resume; return it and the checkpoint to start from.
+def open_run(config: TrainConfig, identity: dict[str, Any], unfinished: Path | None) -> Path:
+    """Make a new run folder, or make the `unfinished` one ready to go on; return it.
 
     Raises:
-        UserError: if there is nothing to resume, or what there is was started with other settings or data.
+        UserError: if the folder cannot be written; a new one is then removed again.
     """
-    if config.resume_training:
-        folder, checkpoint = find_unfinished(config.output_dir, identity)
-        remove_leftovers(folder)
-    else:
-        folder, checkpoint = new_run_folder(config.output_dir), None
-        write_json(folder / "run.json", identity | {"versions": versions(), "finished": False})
-        write_recipe(folder, config)
-    link_to(config.output_dir / "latest", folder.name)
-    return folder, checkpoint
+    folder = unfinished or new_run_folder(config.output_dir)
+    try:
+        if unfinished:
+            remove_leftovers(folder)
+        else:
+            write_json(folder / "run.json", identity | {"versions": versions(), "finished": False})
+            write_recipe(folder, config)
+        link_to(config.output_dir / "latest", folder.name)
+    except BaseException:
+        if not unfinished:
+            remove(folder)
+        raise
+    return folder
 
 
-def find_unfinished(runs: Path, identity: dict[str, Any]) -> tuple[Path, Path | None]:
-    """Return the newest unfinished run and its newest checkpoint (None if it was stopped before the first)."""
+def find_unfinished(runs: Path, identity: dict[str, Any]) -> Path:
+    """Return the newest unfinished run.
+
+    Raises:
+        UserError: if there is none, or it was started with other settings or data.
+    """
     unfinished = []
     for file in sorted(runs.glob("*/run.json"), reverse=True):
-        stored = json.loads(file.read_text(encoding="utf-8"))
+        stored = read_identity_of_run(file)
         if not stored["finished"] and not file.parent.is_symlink():
             unfinished.append((file.parent, stored))
     if not unfinished:
@@ -221,8 +249,24 @@ def find_unfinished(runs: Path, identity: dict[str, Any]) -> tuple[Path, Path | 
             got="changed: " + ", ".join(changed),
             fix="use its settings and data again (recipe.yaml in its folder), or start without --resume-training",
         )
-    found = checkpoints(folder)
-    return folder, found[-1] if found else None
+    return folder
+
+
+def read_identity_of_run(file: Path) -> dict[str, Any]:
+    """Return what a `run.json` holds.
+
+    Raises:
+        UserError: if it is damaged, or is no record of a run.
+    """
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(stored["finished"], bool) and isinstance(stored["settings"], dict):
+            return stored
+        problem = "`finished` or `settings` is of the wrong type"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    fix = "move that run's folder out of the way"
+    raise UserError("the record of a run is damaged", got=problem, where=str(file), fix=fix)
 
 
 def write_recipe(folder: Path, config: TrainConfig) -> None:
@@ -247,9 +291,12 @@ def arguments_of(config: TrainConfig, folder: Path) -> TrainingArguments:
         UserError: if `config.trainer` holds a name that `TrainingArguments` does not know, or a value it refuses.
     """
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
-    for name in config.trainer:
+    for name, value in config.trainer.items():
         if name not in known:
             raise UserError("unknown setting under `trainer`", got=name, fix=did_you_mean(name, known))
+        if name in FILE_SETTINGS and isinstance(value, str) and not Path(value).is_file():
+            fix = "give the path of a JSON file, from the folder you start in"
+            raise UserError(f"there is no such file under `trainer`: {name}", got=value, fix=fix)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
     on_gpu = torch.cuda.is_available()
     values: dict[str, Any] = {
@@ -288,5 +335,11 @@ def arguments_of(config: TrainConfig, folder: Path) -> TrainingArguments:
     }
     try:
         return TrainingArguments(**(values | config.trainer))
-    except (TypeError, ValueError) as error:
-        raise UserError("transformers refuses these training settings", got=str(error)) from error
+    except (TypeError, ValueError, ImportError) as error:
+        given = ", ".join(f"{name}: {value}" for name, value in config.trainer.items())
+        raise UserError(
+            "transformers refuses these training settings",
+            got=str(error),
+            where=f"trainer: {given}" if given else None,
+            fix="see transformers.TrainingArguments for what each may be, and install the packages it asks for",
+        ) from error

@@ -23,6 +23,7 @@ from deft.errors import UserError
 from deft.model.likelihood import PackedRows, supervised_nll
 from deft.prompt.format import ChatFormat
 from deft.prompt.store import save_chat_format
+from deft.rundir import remove
 from deft.train.checkpoint import mark_best, prune_checkpoints
 from deft.train.order import BatchLoader, RowOrder, lay_in_packs
 from deft.train.progress import Progress
@@ -36,6 +37,10 @@ class SupervisedTrainer(Trainer):
     The gradient of a step is that of the mean loss over all its supervised tokens, however its rows fall into packs
     and accumulation batches.
     """
+
+    model: Any
+    processing_class: Any
+    """Both are always given; transformers declares them optional."""
 
     def __init__(
         self,
@@ -139,7 +144,7 @@ class SupervisedTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save a checkpoint under a temporary name and rename it when it is whole; then delete what is too many."""
-        run = Path(self.args.output_dir)
+        run = self.record.folder
         final = run / f"checkpoint-{self.state.global_step}"
         if final.exists():
             return
@@ -147,15 +152,15 @@ class SupervisedTrainer(Trainer):
         self.args.output_dir = str(staging)
         try:
             super()._save_checkpoint(model, trial)
+            staged = staging / final.name
+            if self.state.best_global_step:
+                self.state.best_model_checkpoint = str(run / f"checkpoint-{self.state.best_global_step}")
+            self.state.save_to_json(str(staged / "trainer_state.json"))
+            self.record.save_rows(staged)
+            staged.rename(final)
         finally:
             self.args.output_dir = str(run)
-        staged = staging / final.name
-        if self.state.best_global_step:
-            self.state.best_model_checkpoint = str(run / f"checkpoint-{self.state.best_global_step}")
-        self.state.save_to_json(str(staged / "trainer_state.json"))
-        self.record.save_rows(staged)
-        staged.rename(final)
-        staging.rmdir()
+            remove(staging)
         self.record.save_rows(run)
         best_step = self.state.best_global_step or self.state.global_step
         mark_best(run, best_step)
@@ -168,10 +173,12 @@ class SupervisedTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save weights (safetensors), tokenizer and chat format; no pickled arguments beside them."""
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or self.record.folder)
         folder.mkdir(parents=True, exist_ok=True)
         is_adapter = hasattr(self.model, "peft_config")
-        whole_modules: dict[str, Any] = {"save_embedding_layers": False} if is_adapter else {}  # they are in the adapter
+        whole_modules: dict[str, Any] = (
+            {"save_embedding_layers": False} if is_adapter else {}
+        )  # they are in the adapter
         self.model.save_pretrained(folder, state_dict=state_dict, **whole_modules)
         self.processing_class.save_pretrained(folder)
         save_chat_format(self.chat_format, folder)
@@ -188,11 +195,22 @@ class StopWhenAsked(TrainerCallback):
         self.progress.begin(step=state.global_step, num_steps=state.max_steps)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Advance the display; save and stop where the user asked for it."""
+        """Advance the display; save and stop where the user asked for it, at the end of an epoch after validation."""
         self.progress.stepped(state.global_step)
         if self.progress.stop_asked:
-            control.should_save = True
+            control.should_save |= not ends_epoch(state)
             control.should_training_stop = True
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Leave validation out where the user stopped within an epoch: the resumed run does it at its end."""
+        if self.progress.stop_asked:
+            control.should_evaluate &= ends_epoch(state)
+            control.should_save = ends_epoch(state)
+
+
+def ends_epoch(state: TrainerState) -> bool:
+    """Say whether the last step was the last of an epoch."""
+    return float(state.epoch or 0).is_integer()
 
 
 def row_losses(
