@@ -44,7 +44,9 @@ def write_rows(path: Path) -> None:
     made = []
     for number in range(NUM_ROWS):
         question = f"第 {number} 题：{number} × {number % 9} 等于几？" + "请一步一步算。" * (number % 5)
-        reply = f"{number} times {number % 9} is {number * (number % 9)}." if number % 3 else f"{number * (number % 9)}。"
+        reply = (
+            f"{number} times {number % 9} is {number * (number % 9)}." if number % 3 else f"{number * (number % 9)}。"
+        )
         made.append(Example.create([Message(role="user", content=question), Message(role="assistant", content=reply)]))
     write_examples(path, made)
 
@@ -130,7 +132,9 @@ def main() -> None:
             num_killed += len(moments)
             num_equal += equal
             shown = ", ".join(f"{moment:.1f}" for moment in moments)
-            print(f"{setting}: {len(moments)} kills (at {shown} s), {len(found)} tensors {'identical' if equal else 'DIFFER'}")
+            print(
+                f"{setting}: {len(moments)} kills (at {shown} s), {len(found)} tensors {'identical' if equal else 'DIFFER'}"
+            )
     print(f"{num_killed} kills, {num_equal} of {len(settings)} settings bit-identical")
     sys.exit(num_equal != len(settings))
 

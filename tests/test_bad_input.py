@@ -155,7 +155,7 @@ def check_refused(case: Case, place: Path, capfd: pytest.CaptureFixture[str], mo
 # --- data that cannot be read, through every command that reads data --------------------------------------------------
 
 READERS = {
-    "convert": "deft data convert {data} -o 结果/输出.jsonl",
+    "convert": "deft data convert {data} 结果/输出.jsonl",
     "show": f"deft data show {{data}} --model {TINY}",
     "audit": f"deft data audit {{data}} --model {TINY}",
     "train": f"deft train --train {{data}} --model {TINY} --output-dir runs",
@@ -327,7 +327,11 @@ CASES = [
     Case(name="unknown_flag", command="deft train --lerning-rate 1", words=("--lerning-rate", "--learning-rate")),
     Case(name="unknown_command", command="deft trian", words=("trian", "train")),
     Case(name="unknown_subcommand", command="deft data convrt a b", words=("convrt", "convert")),
-    Case(name="missing_argument", command=f"deft data convert {DATA}", words=("--output requires an argument",)),
+    Case(
+        name="missing_argument",
+        command=f"deft data convert {DATA}",
+        words=("what to read and what to write", "IN… OUT"),
+    ),
     Case(name="wrong_type", command=f"{TRAIN}{TINY} --num-epochs 很多", words=("--num-epochs", "很多", "int")),
     Case(name="wrong_choice", command=f"{TRAIN}{TINY} --dtype int4", words=("--dtype", "int4", "bfloat16")),
     Case(
@@ -361,22 +365,28 @@ CASES = [
         command=f"deft data audit {DATA} --model {TINY} --max-length-tokens 0",
         words=("--max-length-tokens", "0", ">= 1"),
     ),
-    Case(name="output_suffix", command=f"deft data convert {DATA} -o 出.txt", words=("出.txt", ".jsonl", ".parquet")),
+    Case(name="output_suffix", command=f"deft data convert {DATA} 出.txt", words=("出.txt", ".jsonl", ".parquet")),
     Case(
         name="output_is_folder",
-        command=f"deft data convert {DATA} -o 出.jsonl",
+        command=f"deft data convert {DATA} 出.jsonl --overwrite",
         words=("cannot write 出.jsonl", "directory"),
         files={"出.jsonl": None},
     ),
-    Case(name="output_in_a_file", command=f"deft data convert {DATA} -o {DATA}/出.jsonl", words=("cannot write", DATA)),
+    Case(
+        name="output_is_there",
+        command=f"deft data convert {DATA} 出.jsonl",
+        words=("there already", "出.jsonl", "--overwrite"),
+        files={"出.jsonl": "旧"},
+    ),
+    Case(name="output_in_a_file", command=f"deft data convert {DATA} {DATA}/出.jsonl", words=("cannot write", DATA)),
     Case(
         name="output_read_only",
-        command=f"deft data convert {DATA} -o /proc/出.jsonl",
+        command=f"deft data convert {DATA} /proc/出.jsonl",
         words=("cannot write /proc/出.jsonl",),
     ),
     Case(
         name="nothing_to_convert",
-        command="deft data convert 坏.jsonl -o 出.jsonl --skip-broken",
+        command="deft data convert 坏.jsonl 出.jsonl --skip-broken",
         words=("坏.jsonl", "no row"),
         files={"坏.jsonl": '{"messages": []}\n{\n'},
     ),

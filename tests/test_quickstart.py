@@ -12,12 +12,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from deft import quickstart as module
 from deft.errors import UserError
 from deft.evaluate.interval import paired_changes
 from deft.evaluate.loss import read_rows_kept
 from deft.model.tiny import save_tiny
-from deft.quickstart import PROMPTS, TEXTS, quickstart, spread
+from deft.quickstart import job, quickstart, stages
+from deft.quickstart.existing import read_json
+from deft.quickstart.plan import Plan, plan_key
+from deft.quickstart.rows import spread
+from deft.quickstart.teller import Teller
+from deft.quickstart.texts import PROMPTS, TEXTS
+from deft.train.config import TrainConfig
 from deft.types import Example, Message
 
 ROOT = Path(__file__).parents[1]
@@ -99,8 +104,9 @@ def test_the_figures_are_those_of_the_rows(finished: tuple[Path, str]) -> None:
         pattern = rf"{'all rows' if name == 'all' else name.replace('_', ' ')} +{change.num_rows} +"
         assert re.search(pattern + f"{change.before:.3f} +{change.after:.3f} ", printed), name
         assert f"<td>{change.before:.3f}</td><td>{change.after:.3f}</td>" in report
-    assert f"{computed['all'].before:.3f} → {computed['all'].after:.3f} nats per token" in printed.splitlines()[-1]
-    assert re.search(rf"{NUM_TRAIN} training rows · \d+ s in all$", printed.splitlines()[-1])
+    *_, result, cost = printed.splitlines()
+    assert f"{computed['all'].before:.3f} → {computed['all'].after:.3f} nats per token" in result
+    assert re.fullmatch(rf"  {NUM_TRAIN} training rows · \d+ s in all", cost)
 
 
 def test_losses_before_and_after_are_those_of_the_two_models(finished: tuple[Path, str], model: Path) -> None:
@@ -155,7 +161,21 @@ def test_a_second_start_shows_what_exists(
     assert "deft quickstart --again" in printed
     assert str(folder) in printed.splitlines()[0]
     assert next(line for line in first.splitlines() if "all rows" in line) in printed
-    assert first.splitlines()[-1] in printed
+    assert "\n".join(first.splitlines()[-2:]) in printed
+
+
+def test_paths_are_never_broken(finished: tuple[Path, str], model: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "很长的文件夹名" / ("a long name " * 10).strip()
+    shutil.copytree(finished[0].parent, runs, symlinks=True)
+    folder = runs / finished[0].name
+    for width in (80, 120):
+        again, printed = start(model, runs, console=Console(file=(screen := io.StringIO()), width=width))
+        assert again == folder
+        assert not printed
+        lines = screen.getvalue().splitlines()
+        assert lines[0].endswith(f": {folder}")
+        assert f"  report   {folder}/report.html" in lines
+        assert f"    deft chat '{runs}/latest/best'" in lines
 
 
 def test_a_missing_report_is_written_again(finished: tuple[Path, str], model: Path, tmp_path: Path) -> None:
@@ -173,7 +193,7 @@ def test_another_setting_or_model_or_row_is_another_quickstart(
     def reached(*_: Any, **__: Any) -> Any:
         raise NotImplementedError
 
-    monkeypatch.setattr(module, "run", reached)
+    monkeypatch.setattr(job, "run", reached)
     runs = finished[0].parent
     start(model, runs)  # the same: nothing runs
     for other in (
@@ -298,7 +318,7 @@ def test_a_start_after_the_training_does_not_train_again(
     monkeypatch.setattr("deft.train.run.train", must_not_run)
     again, printed = start(model, tmp_path / "runs")
     assert again == folder
-    assert TEXTS["en"]["trained_already"].format(folder=folder) in printed.replace("\n", "")
+    assert TEXTS["en"]["trained_already"].format(folder=folder) in printed
     assert (folder / "quickstart.json").is_file()
 
 
@@ -310,10 +330,10 @@ def test_again_makes_a_new_run(finished: tuple[Path, str], model: Path, tmp_path
 
 
 def test_a_damaged_record_is_not_taken_up(finished: tuple[Path, str], tmp_path: Path) -> None:
-    assert module.read_json(finished[0] / "quickstart.json")["key"]
+    assert read_json(finished[0] / "quickstart.json")["key"]
     (tmp_path / "quickstart.json").write_text('{"key": "', encoding="utf-8")
-    assert module.read_json(tmp_path / "quickstart.json") == {}
-    assert module.read_json(tmp_path / "absent.json") == {}
+    assert read_json(tmp_path / "quickstart.json") == {}
+    assert read_json(tmp_path / "absent.json") == {}
 
 
 def test_an_unfinished_run_of_another_kind_is_left_alone(
@@ -331,6 +351,8 @@ def test_an_unfinished_run_of_another_kind_is_left_alone(
 def test_the_chinese_half_speaks_chinese(model: Path, tmp_path: Path) -> None:
     folder, printed = start(model, tmp_path, lang="zh", max_train_rows=10, max_test_rows=10)
     assert TEXTS["zh"]["next"] in printed
+    assert re.search(r"^  能力 +条数 +词元 +监督词元 ", printed, re.MULTILINE)
+    assert re.search(r"^  合计 +10 ", printed, re.MULTILINE)
     assert "条训练数据" in printed.splitlines()[-1]
     assert PROMPTS["zh"][1] in printed
     report = (folder / "report.html").read_text(encoding="utf-8")
@@ -339,12 +361,12 @@ def test_the_chinese_half_speaks_chinese(model: Path, tmp_path: Path) -> None:
 
 
 def test_an_english_model_on_chinese_data_is_told(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = module.load_with_format
-    monkeypatch.setattr(module, "load_with_format", lambda name: real(model))
+    real = stages.load_with_format
+    monkeypatch.setattr(stages, "load_with_format", lambda name: real(model))
     shown = {}
     for lang in ("en", "zh"):
-        config = module.TrainConfig(model="smollm2-135m")
-        plan = module.Plan(
+        config = TrainConfig(model="smollm2-135m")
+        plan = Plan(
             lang=lang,  # type: ignore[arg-type]
             config=config,
             test=Path("无"),
@@ -354,7 +376,7 @@ def test_an_english_model_on_chinese_data_is_told(model: Path, monkeypatch: pyte
             max_new_tokens=8,
         )
         screen = io.StringIO()
-        module.load(plan, module.Teller(console=Console(file=screen, width=200), lang=lang))  # type: ignore[arg-type]
+        stages.load(plan, Teller(console=Console(file=screen, width=200), lang=lang))  # type: ignore[arg-type]
         shown[lang] = screen.getvalue()
     assert "smollm2-135m 几乎不懂中文" in shown["zh"]
     assert "Chinese" not in shown["en"]
@@ -416,10 +438,10 @@ def test_a_part_is_spread_over_the_abilities() -> None:
 
 def test_every_setting_of_the_plan_is_in_its_key(model: Path) -> None:
     def key(**changes: Any) -> str:
-        config = module.TrainConfig(
+        config = TrainConfig(
             model=str(model), train=(ROOT / "examples/abilities/zh/curated/full",), output_dir=Path("a")
         )
-        plan = module.Plan(
+        plan = Plan(
             lang="zh",
             config=config,
             test=ROOT / "examples/abilities/zh/curated/test",
@@ -428,8 +450,8 @@ def test_every_setting_of_the_plan_is_in_its_key(model: Path) -> None:
             max_test_rows=None,
             max_new_tokens=8,
         )
-        inner = {name: changes.pop(name) for name in list(changes) if name not in module.Plan.__slots__}
-        return module.plan_key(dataclasses.replace(plan, config=dataclasses.replace(config, **inner), **changes))
+        inner = {name: changes.pop(name) for name in list(changes) if name not in Plan.__slots__}
+        return plan_key(dataclasses.replace(plan, config=dataclasses.replace(config, **inner), **changes))
 
     same = key()
     assert key(output_dir=Path("b"), resume_training=True) == same

@@ -1,28 +1,26 @@
 """The report: its figures are those computed, and it needs and reveals nothing outside itself."""
 
+import io
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
+from rich.console import Console
+from rich.padding import Padding
 
 from deft.evaluate.figure import draw_abilities, in_order, nice_ticks
 from deft.evaluate.interval import Change, paired_changes
 from deft.evaluate.loss import EvaluatedRow
-from deft.report import (
-    TEXTS,
-    ReplyPair,
-    Results,
-    changes_table,
-    from_json,
-    readable_time,
-    report_html,
-    shown_value,
-    to_json,
-    write_report,
-)
+from deft.report.page import report_html, write_report
+from deft.report.results import ReplyPair, Results, from_json, to_json
+from deft.report.terminal import changes_table
+from deft.report.texts import TERMINAL_TEXTS, TEXTS
+from deft.report.values import readable_time, shown_value
 
 VOID = {"meta", "br"}
 
@@ -178,6 +176,7 @@ def test_both_languages_say_the_same_things() -> None:
         if name != "html_lang":
             assert re.search(r"[一-鿿]", TEXTS["zh"][name]), name
             assert not re.search(r"[一-鿿]", text), name
+    assert TERMINAL_TEXTS["en"].keys() == TERMINAL_TEXTS["zh"].keys() <= TEXTS["en"].keys()
 
 
 def test_the_chart_places_points_where_the_losses_are() -> None:
@@ -220,15 +219,56 @@ def test_without_replies_or_steps_their_sections_are_left_out() -> None:
     assert TEXTS["en"]["reading"] in page.text
 
 
-def test_the_terminal_shows_the_same_figures() -> None:
-    from rich.console import Console
+def printed(changed: dict[str, Change], lang: Any, width: int = 80) -> list[str]:
+    """Return the lines of the terminal's table, as it stands in a quickstart."""
+    screen = io.StringIO()
+    Console(width=width, file=screen).print(Padding(changes_table(changed, lang), (0, 0, 0, 2)))
+    return screen.getvalue().splitlines()
 
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
-    console.print(changes_table(changes(), "zh"))
-    line = next(line for line in console.export_text().splitlines() if "生物" in line)
+
+@pytest.mark.parametrize(("lang", "shown"), [("en", "biology"), ("zh", "生物")])
+def test_the_terminal_shows_the_same_figures(lang: Any, shown: str) -> None:
+    line = next(line for line in printed(changes(), lang) if shown in line)
     change = changes()["biology"]
+    low, high = (f"{bound:+.1f}".replace("-", "−") for bound in (change.relative_low, change.relative_high))
     assert line.split()[1:4] == ["3", f"{change.before:.3f}", f"{change.after:.3f}"]
-    assert "是，变好" in line
+    assert line.split()[-4:] == [low, "…", high, "✓"]
+
+
+def test_the_terminal_says_the_verdict_in_a_word() -> None:
+    marks = {"en": ["✓", "–", "no", "✓ worse", "✓"], "zh": ["✓", "–", "否", "✓ 变差", "✓"]}
+    for lang, expected in marks.items():
+        lines = printed(changes(), lang)[-5:]
+        assert [line.rstrip().rsplit("  ", 1)[-1] for line in lines] == expected
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_the_table_fits_80_columns_with_its_numbers_aligned(lang: Any) -> None:
+    """The longest name, four-digit counts, and intervals of every width that occurs."""
+    whole = changes()
+    wide = {
+        "creative_writing": replace(whole["biology"], num_rows=1240),
+        "code": replace(whole["诗<词>"], relative_percent=104.9, relative_low=-3.2, relative_high=212.6),
+        "ethics": whole["creative_writing"],
+        "all": replace(whole["all"], num_rows=1240, before=10.0),
+    }
+    lines = printed(wide, lang)
+    heading_lines = {"en": 2, "zh": 1}[lang]
+    assert len(lines) == heading_lines + len(wide)
+    assert max(map(cell_len, lines)) <= 80
+    body = lines[heading_lines:]
+    bounds = [line for line in body if "…" in line]
+    assert "95" in lines[heading_lines - 1]
+    assert not [line for line in bounds if "%" in line[line.index("…") - 8 :]]
+    places = [[cell_len(line[: found.start()]) for found in re.finditer(r"\.", line)] for line in bounds]
+    assert places[0] == places[1] == places[2]
+    assert all(len(place) == 5 for place in places)
+
+
+def test_a_narrow_terminal_folds_names_not_numbers() -> None:
+    lines = printed(changes(), "en", width=70)
+    assert not [line for line in lines[2:] if line.rstrip().endswith("…")]
+    assert sum(f"{changes()['creative_writing'].before:.3f}" in line for line in lines) == 1
 
 
 def test_the_picture_is_a_png(tmp_path: Path) -> None:

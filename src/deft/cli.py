@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import shlex
 import sys
@@ -42,6 +43,8 @@ def fill_from_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCol
 
             path = Path(argument.tokens[0].value)
             values = read_section(path, section, SECTIONS[section])
+            if isinstance(values.get("trainer"), dict):  # nested values travel as JSON, as they would in a flag
+                values["trainer"] = {name: json.dumps(value) for name, value in values["trainer"].items()}
             Dict({section: values}, source=str(path))(app, commands, arguments)
 
 
@@ -92,28 +95,28 @@ def pull(model: str, *, source: Annotated[Path | None, Parameter(name="--from")]
 
 
 @data_app.command
-def convert(
-    inputs: Sequence[Path],
-    *,
-    output: Annotated[Path, Parameter(name=["--output", "-o"])],
-    ability: str | None = None,
-    skip_broken: bool = False,
-) -> None:
-    """Read instruction data of any known format and write it in deft's own (`.jsonl` or `.parquet`).
+def convert(*paths: Path, ability: str | None = None, overwrite: bool = False, skip_broken: bool = False) -> None:
+    """Read instruction data of any known format and write it in deft's own: deft data convert IN… OUT.
 
     Parameters
     ----------
-    inputs
-        Files or folders; the format of each row is found from its content.
-    output
-        The file to write.
+    paths
+        Files or folders to read (the format of each row is found from its content), and last the file to write,
+        `.jsonl`, `.json` or `.parquet`.
     ability
         The ability of rows that name none.
+    overwrite
+        Replace the file to write if it is there.
     skip_broken
         Leave out rows that cannot be read and list them, instead of stopping at the first.
     """
     from deft.data.write import write_examples
 
+    if len(paths) < 2:
+        raise UserError("convert needs what to read and what to write", fix="deft data convert IN… OUT.jsonl")
+    *inputs, output = paths
+    if output.exists() and not overwrite:
+        raise UserError("the file to write is there already", got=str(output), fix="name another, or --overwrite")
     examples = read(inputs, skip_broken=skip_broken, ability=ability)
     write_examples(output, examples)
     console().print(f"[green]✓[/] {len(examples)} rows → {output}", highlight=False)
@@ -154,7 +157,9 @@ def show(
     screen = console()
     for example in examples[:limit]:
         sequence = encode_example(example, chat_format, max_length_tokens=sys.maxsize)
-        screen.print(paint(example, painted_pieces(sequence, tokenizer), colour=screen.color_system is not None))
+        screen.print(
+            paint(example, sequence, painted_pieces(sequence, tokenizer), colour=screen.color_system is not None)
+        )
 
 
 @data_app.command
@@ -319,6 +324,8 @@ def train_files(config: TrainConfig) -> "TrainResult":
 
     screen = console()
     result = run_training(config, train_examples, valid_examples, screen)
+    if os.environ.get("RANK", "0") != "0":
+        return result  # the first process speaks for all
     if not result.finished:
         screen.print(
             f"stopped; continue with the same command and --resume-training ({result.folder})", highlight=False

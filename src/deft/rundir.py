@@ -16,6 +16,7 @@ from typing import Any
 from deft.errors import UserError
 
 RECORDED_PACKAGES = ("deft-llm", "torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "numpy")
+SAMPLED_BYTES = 1 << 20
 
 
 @contextmanager
@@ -94,6 +95,21 @@ def fingerprint(parts: Iterable[str | bytes]) -> str:
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return digest.hexdigest()[:16]
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Return a fingerprint of the files in a folder: name, size, and the first and last megabyte of each.
+
+    Reading all of a large model takes minutes; training changes its tensors everywhere, so the samples tell.
+    """
+    parts: list[str | bytes] = []
+    for file in sorted(path for path in folder.iterdir() if path.is_file()):
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            head = stream.read(SAMPLED_BYTES)
+            stream.seek(max(size - SAMPLED_BYTES, 0))
+            parts += [file.name, str(size), head, stream.read()]
+    return fingerprint(parts)
 
 
 def file_sha256(path: Path) -> str:

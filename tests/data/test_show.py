@@ -65,22 +65,27 @@ def test_problems_table_sends_no_control_characters() -> None:
     )
 
 
-PIECES = [("<用户>", False), ("问\n", False), ("答", True), ("案\x1b", True), ("<完>", True), ("\n", False)]
+PIECES = [("<用户>问\n", False), ("答案\x1b<完>", True), ("\n", False)]
+SEQUENCE = TokenSequence(
+    id="x",
+    input_ids=np.arange(8, dtype=np.int32),
+    labels=np.array([*[IGNORED_LABEL] * 3, 3, 4, 5, 6, IGNORED_LABEL], dtype=np.int32),
+)
 
 
 def test_paint_without_colour_marks_trained_text() -> None:
     one = example("答案")
-    assert plain(paint(one, PIECES, colour=False)) == (
-        f"id {one.id} · ability 数学 · 甲.json:3 · 6 tokens · 3 supervised\n"
+    assert plain(paint(one, SEQUENCE, PIECES, colour=False)) == (
+        f"id {one.id} · ability 数学 · 甲.json:3 · 8 tokens · 4 supervised\n"
         "⟦trained⟧ masked\n\n<用户>问\n⟦答案\\x1b<完>⟧\n"
     )
 
 
 def test_paint_with_colour_marks_trained_text_by_its_background() -> None:
     one = example("答案", ability=None)
-    assert "⟦" not in paint(one, PIECES).plain
-    assert "ability (none)" in paint(one, PIECES).plain
-    shown = coloured(paint(one, PIECES))
+    assert "⟦" not in paint(one, SEQUENCE, PIECES).plain
+    assert "ability (none)" in paint(one, SEQUENCE, PIECES).plain
+    shown = coloured(paint(one, SEQUENCE, PIECES))
     assert "\x1b[30;42m答案\\x1b<完>\x1b[0m" in shown
     assert "\x1b[2m<用户>问\x1b[0m" in shown
 

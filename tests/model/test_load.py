@@ -217,6 +217,23 @@ def test_a_checkpoint_with_its_own_code_is_refused(tiny: Path) -> None:
     assert not (tiny / "ran").exists()
 
 
+@pytest.mark.parametrize("where", ["", "baichuan-inc/Baichuan2-13B-Base--"])
+def test_a_baichuan_checkpoint_needs_code_of_its_own(tiny: Path, where: str) -> None:
+    auto_map = {
+        "AutoConfig": f"{where}configuration_baichuan.BaichuanConfig",
+        "AutoModelForCausalLM": f"{where}modeling_baichuan.BaichuanForCausalLM",
+    }
+    edit_json(tiny / "config.json", model_type="baichuan", architectures=["BaichuanForCausalLM"], auto_map=auto_map)
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(UserError) as caught:
+            load(tiny)
+        assert caught.value.what == f"the checkpoint in {tiny} needs code of its own"
+        assert caught.value.got == auto_map["AutoModelForCausalLM"]
+        assert caught.value.fix == (
+            "deft never runs code from a checkpoint: use a model whose architecture transformers has"
+        )
+
+
 def test_a_known_architecture_is_loaded_without_the_code_beside_it(tiny: Path) -> None:
     (tiny / "modeling_evil.py").write_text(f"open({str(tiny / 'ran')!r}, 'w')")
     edit_json(tiny / "config.json", auto_map={"AutoModelForCausalLM": "modeling_evil.EvilForCausalLM"})

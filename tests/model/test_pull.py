@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import zipfile
@@ -52,6 +53,15 @@ class Fake:
             (folder / name).write_text(f"内容 of {name}", encoding="utf-8")
 
 
+@pytest.fixture(autouse=True)
+def locks(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keep the lock files of a test, and of the processes it starts, out of the system's temporary folder."""
+    folder = tmp_path_factory.mktemp("locks")
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
     made = Fake()
@@ -63,7 +73,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
 
 
 def entries(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.glob("*") if not entry.name.endswith(".lock"))
+    return sorted(entry.name for entry in folder.glob("*"))
 
 
 # --- what a pull leaves behind ----------------------------------------------------------------------------------
@@ -244,6 +254,99 @@ def test_two_pulls_at_once_convert_once(fake: Fake, monkeypatch: pytest.MonkeyPa
     ]
     assert (fake.num_downloads, fake.num_conversions) == (1, 1)
     assert find_damage(folders[0], MODEL, verify=True) is None
+
+
+def test_a_pull_that_waits_for_a_failed_one_still_builds_alone(
+    fake: Fake, tmp_path: Path, locks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = {name: threading.Event() for name in ("second", "third")}
+    building = {name: threading.Event() for name in ("first", "second")}
+    said: dict[str, list[str]] = {"first": [], "second": [], "third": []}
+    failed: list[UserError] = []
+    begun: list[str] = []
+    alone = threading.Semaphore(1)
+
+    def convert(gguf: Path, folder: Path) -> None:
+        assert alone.acquire(blocking=False), "two pulls build at once"
+        try:
+            name = threading.current_thread().name
+            begun.append(name)
+            building[name].set()
+            assert waiting["second" if name == "first" else "third"].wait(20)
+            if name == "first":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            fake.convert(gguf, folder)
+        finally:
+            alone.release()
+
+    def run() -> None:
+        name = threading.current_thread().name
+
+        def hear(line: str) -> None:
+            said[name].append(line)
+            if "waiting for it" in line:
+                waiting[name].set()
+
+        try:
+            pull("smollm2-135m", progress=hear)
+        except UserError as error:
+            failed.append(error)
+
+    monkeypatch.setattr(pulling, "convert", convert)
+    threads = {name: threading.Thread(target=run, name=name) for name in said}
+    threads["first"].start()
+    assert building["first"].wait(20)
+    with next(locks.glob("*.lock")).open("rb") as lock:  # open, so that no new file can get its inode
+        threads["second"].start()
+        assert building["second"].wait(20)
+        threads["third"].start()
+        for thread in threads.values():
+            thread.join(30)
+        assert [os.path.samestat(file.stat(), os.fstat(lock.fileno())) for file in locks.iterdir()] == [True]
+    assert [str(error) for error in failed if "No space left" not in str(error)] == []
+    assert (len(failed), begun) == (1, ["first", "second"])
+    folder = tmp_path / "models" / "smollm2-135m"
+    assert said["third"] == [
+        "another pull is under way: waiting for it",
+        f"smollm2-135m is in {folder}: another pull brought it",
+    ]
+    assert entries(folder.parent) == ["smollm2-135m"]
+
+
+def test_a_failed_pull_leaves_no_folder_that_was_not_there(fake: Fake, tmp_path: Path) -> None:
+    fake.content = b"other"
+    (tmp_path / "磁盘").mkdir()
+    for models_dir in (tmp_path / "models", tmp_path / "磁盘" / "甲" / "models"):
+        with pytest.raises(UserError, match="does not hold the model"):
+            pull("smollm2-135m", models_dir=models_dir)
+        assert not models_dir.exists()
+    assert entries(tmp_path) == ["磁盘"]
+    assert entries(tmp_path / "磁盘") == []
+    (tmp_path / "models").mkdir()
+    with pytest.raises(UserError, match="does not hold the model"):
+        pull("smollm2-135m")
+    assert (tmp_path / "models").is_dir(), "it was there before"
+    assert fake.num_downloads == 3
+
+
+def test_the_lock_is_that_of_the_folder_however_it_is_written(
+    tmp_path: Path, locks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "链接").symlink_to(tmp_path / "models")
+    monkeypatch.chdir(tmp_path)
+    names = ("models", "链接", "./models/../models", str(tmp_path / "models"))
+    assert len({pulling.lock_file(Path(name) / "smollm2-135m") for name in names}) == 1
+    assert pulling.lock_file(Path("models/smollm2-135m")).parent == locks
+    assert pulling.lock_file(Path("models/smollm2-135m")) != pulling.lock_file(Path("其他/smollm2-135m"))
+
+
+def test_a_lock_that_cannot_be_made_is_told(fake: Fake, locks: Path) -> None:
+    locks.rmdir()
+    locks.write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*\.lock"):
+        pull("smollm2-135m")
+    assert fake.num_downloads == 0
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------

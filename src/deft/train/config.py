@@ -27,14 +27,16 @@ class TrainConfig:
     """Files or folders with the rows to validate on after every epoch; none means no validation."""
     output_dir: Path = Path("runs")
     """Where the run's folder is made."""
-    method: Literal["full", "lora"] = "full"
-    """Train every weight, or low-rank adapters only."""
+    method: Literal["full", "lora", "rslora", "dora", "qlora"] = "full"
+    """Train every weight, or low-rank adapters only: plain, scaled for high ranks, with magnitudes, on 4-bit weights."""
     lora_rank: int = 16
     """Rank of the adapters."""
     lora_alpha: float = 32.0
-    """Scale of the adapters: their product is multiplied by alpha / rank."""
+    """Scale of the adapters: their product is multiplied by alpha / rank (rslora: by alpha / square root of rank)."""
     lora_dropout: float = 0.0
     """Dropout in front of the adapters."""
+    lora_targets: tuple[str, ...] = ("all",)
+    """Layers that get adapters: all (every linear layer but the head), or names such as q_proj v_proj."""
     chat_format: Literal["auto", "template", "role_tokens"] = "auto"
     """How messages become tokens: the checkpoint's stored format or chat template, or the ancestor's role tokens."""
     max_length_tokens: int = 2048
@@ -105,6 +107,11 @@ class TrainConfig:
             self.end_learning_rate,
             f"between 0 and learning_rate ({self.learning_rate:g})",
         )
+        check_lora_targets(self.lora_targets)
+        if self.method == "qlora":
+            from deft.model.adapters import check_qlora
+
+            check_qlora()
         for name in ("warmup_ratio", "lora_dropout", "adam_beta1", "adam_beta2"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
         for name in ("weight_decay", "max_grad_norm", "lr_power"):
@@ -126,6 +133,15 @@ def require(holds: bool, name: str, value: object, allowed: str) -> None:
     """Raise a `UserError` about the setting `name` unless its value is allowed."""
     if not holds:
         raise UserError(f"{name} is out of range", got=value, fix=f"{name} must be {allowed}")
+
+
+def check_lora_targets(targets: object) -> None:
+    """Raise a `UserError` unless the targets are "all" alone, or names."""
+    allowed = "all, or a list of layer names such as q_proj"
+    require(isinstance(targets, tuple | list), "lora_targets", targets, allowed)
+    named = [name for name in targets if isinstance(name, str) and name.strip() == name != ""]  # type: ignore[attr-defined]
+    require(bool(named) and len(named) == len(targets), "lora_targets", targets, allowed)  # type: ignore[arg-type]
+    require(named == ["all"] or "all" not in named, "lora_targets", targets, allowed)
 
 
 def is_unicode(text: str) -> bool:

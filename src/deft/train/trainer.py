@@ -3,12 +3,13 @@
 What stays transformers' is what it does well: the optimizer and its schedule, devices, clipping, restoring a state.
 """
 
-import itertools
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
@@ -20,12 +21,12 @@ from transformers import (
 )
 
 from deft.errors import UserError
-from deft.model.likelihood import PackedRows, supervised_nll
+from deft.model.likelihood import PackedRows, SupervisedNLL
 from deft.prompt.format import ChatFormat
 from deft.prompt.store import save_chat_format
 from deft.rundir import remove
 from deft.train.checkpoint import mark_best, prune_checkpoints
-from deft.train.order import BatchLoader, RowOrder, lay_in_packs
+from deft.train.order import Batch, BatchLoader, RowOrder, Share, share_of_batch
 from deft.train.progress import Progress
 from deft.train.record import RowLoss, RunRecord, loss_by_ability, mean_loss
 from deft.types import TokenSequence
@@ -52,6 +53,7 @@ class SupervisedTrainer(Trainer):
         train_rows: Sequence[TokenSequence],
         valid_rows: Sequence[TokenSequence],
         pack_capacity_tokens: int,
+        save_steps: int | None,
         record: RunRecord,
         progress: Progress,
     ) -> None:
@@ -61,7 +63,7 @@ class SupervisedTrainer(Trainer):
             processing_class=tokenizer,
             train_dataset=train_rows,
             eval_dataset=valid_rows or None,
-            callbacks=[StopWhenAsked(progress)],
+            callbacks=[Steps(progress, save_steps)],
         )
         self.remove_callback(PrinterCallback)  # the progress display says it better
         self.chat_format = chat_format
@@ -71,33 +73,57 @@ class SupervisedTrainer(Trainer):
         self.record = record
         self.progress = progress
         self.ability_of = {row.id: row.ability for row in train_rows}
+        self.met_rows: list[RowLoss] = []
 
     # -- batches and loss ---------------------------------------------------------------------------------------------
 
+    @property
+    def share(self) -> Share:
+        """Which of the processes that train together this one is."""
+        return Share(rank=self.args.process_index, world_size=self.args.world_size)
+
     def get_train_dataloader(self) -> BatchLoader:
-        """Return batches of rows in the order that (seed, epoch, step) gives."""
-        order = RowOrder(len(self.train_rows), self.args.per_device_train_batch_size, self.args.seed)
-        return BatchLoader(self.train_rows, order, self.pack_capacity_tokens)
+        """Return this process's batches of rows, in the order that (seed, epoch, step) gives."""
+        batch_size = self.args.per_device_train_batch_size * self.share.world_size
+        order = RowOrder(len(self.train_rows), batch_size, self.args.seed)
+        return BatchLoader(self.train_rows, order, self.pack_capacity_tokens, self.share)
 
-    def _get_num_items_in_batch(self, batch_samples: list[list[PackedRows]], device: torch.device) -> int:
-        """Count the supervised tokens of one optimizer step."""
-        return sum(pack.num_supervised for pack in itertools.chain.from_iterable(batch_samples))
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> int:
+        """Count the supervised tokens of one optimizer step, over all processes."""
+        return sum(batch.num_supervised for batch in batch_samples)
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Run forward and backward over the packs of one batch; return its share of the step's mean loss."""
+    def training_step(  # type: ignore[override]  # transformers' batches are dicts
+        self, model: Any, inputs: Batch, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Run forward and backward over the packs of one batch; return this process's part of the step's loss.
+
+        Gradients are averaged over the processes afterwards, so each loss is multiplied by their number: what comes
+        out is the gradient of the mean over all supervised tokens of the step, wherever they were.
+        """
         model.train()
-        share = torch.zeros((), device=self.args.device)
-        for pack in inputs:
-            with self.compute_loss_context_manager():
-                nll = supervised_nll(model, pack)
-            loss = nll.total / num_items_in_batch
-            self.check_finite(loss, pack)
-            self.accelerator.backward(loss)
-            share += loss.detach()
-            epoch = int(self.state.epoch or 0) + 1
-            self.record.rows += row_losses(pack, nll.per_row(pack).tolist(), "train", epoch, self.ability_of)
-            self.progress.trained(pack)
-        return share
+        scale = self.share.world_size / num_items_in_batch
+        part = torch.zeros((), device=self.args.device)
+        syncs_at_last = self.accelerator.gradient_state.sync_gradients
+        for number, (pack, counts) in enumerate(inputs.passes, start=1):
+            is_last = number == len(inputs.passes)
+            self.accelerator.gradient_state._set_sync_gradients(syncs_at_last and is_last)
+            with nullcontext() if is_last else self.accelerator.no_sync(model=model):
+                with self.compute_loss_context_manager():
+                    nll = SupervisedNLL(*model(packed=pack))
+                loss = nll.total * (scale * counts)
+                self.check_finite(loss, pack)
+                self.accelerator.backward(loss, **self.backward_options)
+            if counts:
+                part += loss.detach()
+                epoch = int(self.state.epoch or 0) + 1
+                self.met_rows += row_losses(pack, nll.per_row(pack).tolist(), "train", epoch, self.ability_of)
+                self.progress.trained(pack)
+        return part
+
+    @property
+    def backward_options(self) -> dict[str, Any]:
+        """Keep DeepSpeed from dividing by the accumulation steps: the loss is weighted by tokens already."""
+        return {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
 
     def check_finite(self, loss: torch.Tensor, pack: PackedRows) -> None:
         """Stop at a loss that is not a number, before it reaches the weights."""
@@ -116,14 +142,17 @@ class SupervisedTrainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure the loss of every validation row; log it per ability, in nats per supervised token."""
-        rows: list[RowLoss] = []
+        mine: list[RowLoss] = []
         abilities = {row.id: row.ability for row in self.valid_rows}
         epoch = round(self.state.epoch or 0)
-        self.model.eval()
+        self.model_wrapped.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
-            for pack in lay_in_packs(self.valid_rows, self.pack_capacity_tokens):
-                sums = supervised_nll(self.model, pack).per_row(pack).tolist()
-                rows += row_losses(pack, sums, "valid", epoch, abilities)
+            for pack, counts in share_of_batch(self.valid_rows, self.pack_capacity_tokens, self.share).passes:
+                nll = SupervisedNLL(*self.model_wrapped(packed=pack))
+                if counts:
+                    mine += row_losses(pack, nll.per_row(pack).tolist(), "valid", epoch, abilities)
+        self.gather_met_rows()
+        rows = gather_object(mine)
         self.record.rows += rows
         metrics = {"eval_loss": mean_loss(rows)}
         metrics |= {f"eval_loss_{ability}": loss for ability, loss in loss_by_ability(rows).items()}
@@ -131,36 +160,52 @@ class SupervisedTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def gather_met_rows(self) -> None:
+        """Bring the training losses that all processes met since the last time into the record."""
+        self.record.rows += gather_object(self.met_rows)
+        self.met_rows = []
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Write a line to `metrics.jsonl` and the progress display, and hand it to the trackers."""
         super().log(logs, start_time)
         values = {"step": self.state.global_step, **logs}
         if "loss" in logs:
             values |= self.progress.speeds()
-        self.record.log(values)
+        if self.is_world_process_zero():
+            self.record.log(values)
         self.progress.logged(values)
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save a checkpoint under a temporary name and rename it when it is whole; then delete what is too many."""
-        run = self.record.folder
-        final = run / f"checkpoint-{self.state.global_step}"
-        if final.exists():
+        self.gather_met_rows()
+        run = Path(str(self.args.output_dir))
+        final, staging = run / f"checkpoint-{self.state.global_step}", run / ".partial"
+        is_there = final.exists()
+        self.accelerator.wait_for_everyone()
+        if is_there:
             return
-        staging = run / ".partial"
         self.args.output_dir = str(staging)
         try:
             super()._save_checkpoint(model, trial)
-            staged = staging / final.name
-            if self.state.best_global_step:
-                self.state.best_model_checkpoint = str(run / f"checkpoint-{self.state.best_global_step}")
-            self.state.save_to_json(str(staged / "trainer_state.json"))
-            self.record.save_rows(staged)
-            staged.rename(final)
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                self.finish_checkpoint(staging / final.name, final)
         finally:
             self.args.output_dir = str(run)
-            remove(staging)
+            if self.is_world_process_zero():
+                remove(staging)
+        self.accelerator.wait_for_everyone()
+
+    def finish_checkpoint(self, staged: Path, final: Path) -> None:
+        """Add deft's own files to a checkpoint that all processes have written, and let it take its place."""
+        run = final.parent
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(run / f"checkpoint-{self.state.best_global_step}")
+        self.state.save_to_json(str(staged / "trainer_state.json"))
+        self.record.save_rows(staged)
+        staged.rename(final)
         self.record.save_rows(run)
         best_step = self.state.best_global_step or self.state.global_step
         mark_best(run, best_step)
@@ -184,22 +229,28 @@ class SupervisedTrainer(Trainer):
         save_chat_format(self.chat_format, folder)
 
 
-class StopWhenAsked(TrainerCallback):
-    """Feeds the progress display, and ends the run after the current step, with a checkpoint, on the first Ctrl-C."""
+class Steps(TrainerCallback):
+    """What happens around steps: the display advances, checkpoints fall due, and the first Ctrl-C ends the run.
 
-    def __init__(self, progress: Progress) -> None:
+    At the end of an epoch nothing is saved here: the validation comes first, and the checkpoint after it.
+    """
+
+    def __init__(self, progress: Progress, save_steps: int | None) -> None:
         self.progress = progress
+        self.save_steps = save_steps
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the display at the step the run stands at."""
         self.progress.begin(step=state.global_step, num_steps=state.max_steps)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Advance the display; save and stop where the user asked for it, at the end of an epoch after validation."""
+        """Advance the display; save where a checkpoint is due, and stop where the user asked for it."""
         self.progress.stepped(state.global_step)
+        is_due = self.save_steps is not None and state.global_step % self.save_steps == 0
         if self.progress.stop_asked:
-            control.should_save |= not ends_epoch(state)
             control.should_training_stop = True
+        if (is_due or self.progress.stop_asked) and not ends_epoch(state):
+            control.should_save = True
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Leave validation out where the user stopped within an epoch: the resumed run does it at its end."""

@@ -1,0 +1,187 @@
+"""Look into the folder of a checkpoint, and name what is missing or damaged before torch gets to see it.
+
+In: a folder. Out: the files a model is loaded from and the shapes in them, or a `UserError` that names the file. Only
+headers and JSON are read here, and `.bin` files as plain tensors: no code from a checkpoint ever runs.
+"""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from deft.errors import UserError
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "sentencepiece.bpe.model")
+
+
+# --- which files --------------------------------------------------------------------------------------------------
+
+
+def missing_files(folder: Path, *, weights: bool = True, tokenizer: bool = True) -> list[str]:
+    """List what a checkpoint lacks to be loaded: its config, its weights (each shard by name), its tokenizer.
+
+    Raises:
+        UserError: if an index of shards is damaged.
+    """
+    adapter = (folder / ADAPTER_CONFIG).is_file()
+    missing = [] if adapter or (folder / "config.json").is_file() else ["config.json"]
+    if weights:
+        found = weight_files(folder)
+        missing += [file.name for file in found if not file.is_file()]
+        if not found:
+            missing.append("its weights (" + " or ".join(ADAPTER_FILES if adapter else WEIGHT_FILES) + ")")
+    if tokenizer and not adapter and not has_tokenizer(folder):
+        missing.append("a tokenizer (" + " or ".join(TOKENIZER_FILES) + ")")
+    return missing
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Say whether a folder holds a tokenizer's vocabulary."""
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the weight files of a checkpoint, whether or not each exists: safetensors go before `.bin`."""
+    for name in ADAPTER_FILES if (folder / ADAPTER_CONFIG).is_file() else WEIGHT_FILES:
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map:
+                raise UserError(f"{index} lists no weights", fix="copy or download that file again")
+            return [folder / shard for shard in sorted(set(weight_map.values()))]
+    return []
+
+
+def incomplete(folder: Path, missing: list[str]) -> UserError:
+    """Return the error for a folder that lacks files of a model; its subfolders that hold one are named."""
+    inside = sorted(found.parent.name for kind in ("config.json", ADAPTER_CONFIG) for found in folder.glob(f"*/{kind}"))
+    fix = "these folders in it hold a model: " + ", ".join(inside) if inside else "copy or download the whole model"
+    return UserError(f"{folder} is not a whole model: it lacks " + ", ".join(missing), fix=fix)
+
+
+# --- what is in them ----------------------------------------------------------------------------------------------
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: naming the file, if it is anything else.
+    """
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read", got=str(error), fix="copy or download that file again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file} is not a JSON object", got=value, fix="copy or download that file again")
+    return value
+
+
+def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor in a weight file."""
+    import torch
+    from safetensors import safe_open
+
+    if file.suffix != ".safetensors":
+        check_pickles([file])
+        state = torch.load(file, map_location="meta", weights_only=True)
+        return {key: tuple(tensor.shape) for key, tensor in state.items()}
+    with safe_open(file, framework="pt") as tensors:
+        return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118 (not a dict)
+
+
+def adapter_embeddings(file: Path) -> int | None:
+    """Return the rows of the embedding that was saved with an adapter, if one was; only shapes are read."""
+    for key, shape in tensor_shapes(file).items():
+        if key.endswith(("embed_tokens.weight", "lm_head.weight", "wte.weight")):
+            return shape[0]
+        if "lora_embedding_A" in key:
+            return shape[1]
+    return None
+
+
+# --- checks -------------------------------------------------------------------------------------------------------
+
+
+def check_architecture(folder: Path) -> None:
+    """Check that transformers has the model type of a config as a causal language model.
+
+    Raises:
+        UserError: if it has not; a checkpoint that brings its own code is told apart.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    config = read_json(folder / "config.json")
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise UserError(f"{folder / 'config.json'} names no model_type", fix="copy or download that file again")
+    if model_type not in CONFIG_MAPPING:
+        if "auto_map" in config:
+            raise remote_code(folder, needed_class(config))
+        what = f"this transformers does not know the model type in {folder / 'config.json'}"
+        raise UserError(what, got=model_type, fix="upgrade transformers, or choose another model: deft models")
+    if CONFIG_MAPPING[model_type] not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        what = f"the model in {folder} is not a causal language model"
+        raise UserError(what, got=model_type, fix="deft trains models that predict the next token")
+
+
+def needed_class(config: dict[str, Any]) -> str:
+    """Return the class in a checkpoint's own code that a config would have run: a name, or a list of slow and fast."""
+    auto_map = config.get("auto_map") or {}
+    needed = auto_map.get("AutoModelForCausalLM") or next(iter(auto_map.values()), "a class of its own")
+    return ", ".join(name for name in needed if name) if isinstance(needed, list) else str(needed)
+
+
+def remote_code(folder: Path, name: str) -> UserError:
+    """Return the error for a checkpoint that only loads by running its own code."""
+    fix = "deft never runs code from a checkpoint: use a model whose architecture transformers has"
+    return UserError(f"the checkpoint in {folder} needs code of its own", got=name, fix=fix)
+
+
+def check_weight_files(files: list[Path]) -> None:
+    """Check that weight files are whole, reading only their headers.
+
+    Raises:
+        UserError: naming the first that is cut short or is no such file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    for file in files:
+        fix = "copy or download that file again"
+        if not file.is_file():
+            raise UserError(f"{file} is missing", fix=fix)
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, framework="pt"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{file} is damaged", got=str(error), fix=fix) from error
+        else:
+            with file.open("rb") as stream:
+                packed = stream.read(2) == b"PK"
+            if file.stat().st_size == 0 or (packed and not zipfile.is_zipfile(file)):
+                raise UserError(f"{file} is damaged", got=f"{file.stat().st_size} bytes", fix=fix)
+
+
+def check_pickles(files: list[Path]) -> None:
+    """After a failure, name the `.bin` file that does not read as plain tensors."""
+    import torch
+
+    for file in files:
+        if file.suffix == ".bin":
+            try:
+                torch.load(file, map_location="meta", weights_only=True)
+            except Exception as error:
+                fix = "deft reads tensors only, no other pickled objects: convert it to safetensors"
+                raise UserError(f"{file} cannot be read as weights", got=first_line(error), fix=fix) from error
+
+
+def first_line(error: Exception | str) -> str:
+    """Return the first line of an error's text that says something, or the error's kind."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,140 @@
+"""The whole path in one command: audit, measure, fine-tune, measure again, and show what changed.
+
+In: the example data of one language and a small model. Out: a run folder with a checkpoint to talk to, the picture of
+what each ability gained, and a report. Everything is kept as it is made, so that the command takes up what exists.
+"""
+
+import gc
+from pathlib import Path
+
+from rich.console import Console
+from rich.padding import Padding
+
+from deft.errors import UserError
+from deft.evaluate.interval import paired_changes
+from deft.quickstart.existing import find_finished
+from deft.quickstart.outcome import collect, finish, lang_flag, show_finished, show_replies
+from deft.quickstart.plan import Plan, with_key
+from deft.quickstart.rows import example_folder, read_rows
+from deft.quickstart.stages import (
+    bring_model,
+    load,
+    load_with_format,
+    losses,
+    measure_before,
+    replies,
+    show_data,
+    trained_folder,
+)
+from deft.quickstart.teller import Teller
+from deft.quickstart.texts import PROMPTS, TEXTS
+from deft.report.results import ReplyPair
+from deft.report.terminal import changes_table
+from deft.report.texts import Lang
+from deft.rundir import check_writable
+from deft.train.config import TrainConfig
+
+
+def quickstart(
+    *,
+    model: str = "smollm2-135m",
+    lang: Lang = "en",
+    runs: Path = Path("runs"),
+    console: Console | None = None,
+    again: bool = False,
+    num_epochs: int = 1,
+    batch_size: int = 8,
+    learning_rate: float = 1e-4,
+    max_length_tokens: int = 512,
+    max_train_rows: int | None = None,
+    num_valid_rows: int | None = 50,
+    max_test_rows: int | None = None,
+    max_new_tokens: int = 60,
+) -> Path:
+    """Run the whole path on the example data of `lang`, or take up what exists of it; return the run's folder.
+
+    A finished quickstart with the same model, data and settings is shown, not repeated, unless `again` is set. The
+    numbers of rows are upper limits, spread evenly over the abilities; None takes all.
+
+    Raises:
+        UserError: if the example data are not in the current folder, or a setting or the model is wrong.
+        KeyboardInterrupt: after Ctrl-C, when what is done has been kept and the user told so.
+    """
+    if lang not in TEXTS:
+        raise UserError("quickstart has no example data in this language", got=lang, fix="lang is en or zh")
+    folder = example_folder(lang)
+    config = TrainConfig(
+        model=model,
+        train=(folder / "full",),
+        valid=(folder / "valid",),
+        output_dir=runs,
+        num_epochs=num_epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        end_learning_rate=learning_rate / 10,
+        max_length_tokens=max_length_tokens,
+        save_total_limit=1,
+    )
+    plan = Plan(
+        lang=lang,
+        config=config,
+        test=folder / "test",
+        max_train_rows=max_train_rows,
+        num_valid_rows=num_valid_rows,
+        max_test_rows=max_test_rows,
+        max_new_tokens=max_new_tokens,
+    )
+    tell = Teller(console=console or Console(), lang=lang)
+    try:
+        return take_up(plan, tell, again=again)
+    except KeyboardInterrupt:
+        tell.console.print()
+        tell.say("interrupted", style="bold", lang=lang_flag(lang))
+        raise
+
+
+def take_up(plan: Plan, tell: Teller, *, again: bool) -> Path:
+    """Show a finished quickstart, or run one, with whatever exists of it."""
+    from deft.model.known import find_known, is_present
+
+    known = find_known(plan.config.model)
+    if (known is None or is_present(known)) and not again:
+        keyed = with_key(plan)
+        if (folder := find_finished(keyed)) is not None:
+            show_finished(folder, keyed, tell)
+            return folder
+    return run(plan, tell, again=again)
+
+
+def run(plan: Plan, tell: Teller, *, again: bool) -> Path:
+    """Go through all stages; what exists of them is taken up."""
+    check_writable(plan.runs)
+    tell.console.print(tell.text("welcome"), style="bold", highlight=False)
+    with tell.stage("model"):
+        bring_model(plan, tell)
+        plan = with_key(plan)
+        loaded, chat_format = load(plan, tell)
+    with tell.stage("data"):
+        rows = read_rows(plan)
+        show_data(rows, chat_format, plan, tell)
+    with tell.stage("before"):
+        before = measure_before(plan, loaded, chat_format, rows, tell)
+    del loaded, chat_format
+    gc.collect()
+    with tell.stage("training"):
+        folder = trained_folder(plan, rows, before, tell, again=again)
+    with tell.stage("after"):
+        loaded, chat_format = load_with_format(folder / "best")
+        after = losses(plan, loaded, chat_format, rows.test, file=folder / "rows_after.jsonl", tell=tell)
+        changes = paired_changes(before.rows, after)
+        tell.console.print(Padding(changes_table(changes, plan.lang), (1, 0, 0, 2)))
+    with tell.stage("replies"):
+        answers = replies(plan, loaded, chat_format)
+        pairs = [
+            ReplyPair(prompt=prompt, before=first, after=second)
+            for prompt, first, second in zip(PROMPTS[plan.lang], before.replies, answers, strict=True)
+        ]
+        show_replies(pairs, tell)
+    results = collect(plan, folder, changes, pairs, before=before, tell=tell)
+    finish(plan, folder, results, before, tell)
+    return folder

@@ -1,0 +1,62 @@
+"""The example data of a language go in; the rows to train on, to validate with and to test on come out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deft.errors import UserError
+from deft.quickstart.plan import Plan
+from deft.report.texts import Lang
+from deft.types import Example
+
+EXAMPLES = Path("examples/abilities")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rows:
+    """The examples of the three splits; of each ability a first part where the plan says so."""
+
+    train: Sequence[Example]
+    valid: Sequence[Example]
+    test: Sequence[Example]
+
+
+def example_folder(lang: Lang) -> Path:
+    """Return the folder of the example data of a language, relative to the current folder.
+
+    Raises:
+        UserError: if it is not there.
+    """
+    folder = EXAMPLES / lang / "curated"
+    missing = [split for split in ("full", "valid", "test") if not (folder / split).is_dir()]
+    if missing:
+        raise UserError(
+            "the example data are not in the current folder",
+            got=", ".join(f"{folder / split}" for split in missing),
+            fix="run this in the folder that holds deft's `examples` (the repository)",
+        )
+    return folder
+
+
+def read_rows(plan: Plan) -> Rows:
+    """Read the three splits."""
+    from deft.data.read import read_examples
+
+    return Rows(
+        train=spread(read_examples(plan.config.train).examples, plan.max_train_rows),
+        valid=spread(read_examples(plan.config.valid).examples, plan.num_valid_rows),
+        test=spread(read_examples([plan.test]).examples, plan.max_test_rows),
+    )
+
+
+def spread(examples: Sequence[Example], limit: int | None) -> Sequence[Example]:
+    """Return at most `limit` examples, the first of every ability in turn, in their order."""
+    if limit is None or limit >= len(examples):
+        return examples
+    place_in_ability: dict[str | None, int] = {}
+    ranked = []
+    for index, example in enumerate(examples):
+        place = place_in_ability.setdefault(example.ability, 0)
+        place_in_ability[example.ability] += 1
+        ranked.append((place, index))
+    return [examples[index] for index in sorted(index for _, index in sorted(ranked)[:limit])]

@@ -1,0 +1,189 @@
+"""The stages of a quickstart: bring the model, audit the data, measure, fine-tune, ask; each keeps what it makes."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.padding import Padding
+
+from deft.errors import UserError
+from deft.evaluate.loss import EvaluatedRow, read_rows_kept, row_losses_kept
+from deft.quickstart.existing import find_run, newest_unfinished, read_json
+from deft.quickstart.plan import Plan
+from deft.quickstart.rows import Rows
+from deft.quickstart.teller import Teller, row_bar
+from deft.quickstart.texts import PROMPTS
+from deft.report.values import shown_value
+from deft.rundir import write_json
+from deft.types import Example, Message
+
+if TYPE_CHECKING:
+    from deft.model.load import LoadedModel
+    from deft.prompt.format import ChatFormat
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Before:
+    """What is known when the training starts: the model's losses and replies, and what identifies the run."""
+
+    rows: Sequence[EvaluatedRow]
+    replies: Sequence[str]
+    identity: Mapping[str, Any]
+
+
+def bring_model(plan: Plan, tell: Teller) -> None:
+    """Fetch the model, if it is one that deft knows and not here yet."""
+    from deft.model.known import find_known, is_present
+    from deft.model.pull import pull
+
+    known = find_known(plan.config.model)
+    if known is not None and not is_present(known):
+        tell.say("pulling", model=plan.config.model)
+
+        def show(line: str) -> None:
+            tell.console.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
+
+        pull(plan.config.model, progress=show)
+
+
+def load(plan: Plan, tell: Teller) -> "tuple[LoadedModel, ChatFormat]":
+    """Load the model to start from, and say what it is."""
+    from deft.model.known import find_known, format_parameters
+
+    loaded, chat_format = load_with_format(plan.config.model)
+    parameters = format_parameters(sum(weights.numel() for weights in loaded.model.parameters()))
+    tell.say("model_ready", model=shown_value(plan.config.model), parameters=parameters)
+    known = find_known(plan.config.model)
+    if plan.lang == "zh" and known is not None and "zh" not in known.languages:
+        tell.say("weak_language", style="yellow", model=known.alias)
+    return loaded, chat_format
+
+
+def load_with_format(name: str | Path) -> "tuple[LoadedModel, ChatFormat]":
+    """Load a model, and the chat format that training on it uses."""
+    from deft.model.load import load_model
+    from deft.train.run import prepare_chat_format
+
+    loaded = load_model(name, dtype="float32")
+    chat_format, _ = prepare_chat_format(loaded, "auto")
+    return loaded, chat_format
+
+
+def show_data(rows: Rows, chat_format: "ChatFormat", plan: Plan, tell: Teller) -> None:
+    """Print the audit of the training rows, and check that nothing held out is among them.
+
+    Raises:
+        UserError: if a held-out row is, or if training would be pointless.
+    """
+    from deft.data.audit import audit, leaks
+    from deft.data.show import audit_table
+    from deft.prompt.format import encode_example
+
+    result = audit(
+        rows.train,
+        encode=lambda row: encode_example(row, chat_format, max_length_tokens=plan.config.max_length_tokens),
+        max_length_tokens=plan.config.max_length_tokens,
+        end_of_turn_ids=chat_format.end_of_turn_ids,
+    )
+    tell.console.print(Padding(audit_table(result, plan.lang), (1, 0, 1, 2)))
+    held_out = [*rows.valid, *rows.test]
+    if shared := leaks(rows.train, held_out):
+        raise UserError(
+            f"{len(shared)} held-out rows occur in the training rows, so their loss would prove nothing",
+            where=shared[0].held_out.source,
+            got=shared[0].held_out.messages[-2].content,
+            fix=f"take them out of one of the two; the first is also {shared[0].train.source}",
+        )
+    if result.stop_reasons:
+        fault = "training on this would be pointless or wrong"
+        raise UserError(fault, got="; ".join(result.stop_reasons), fix=f"deft data audit {plan.config.train[0]}")
+    tell.say("no_leak", style="green", held_out=len(held_out))
+
+
+def measure_before(plan: Plan, loaded: "LoadedModel", chat_format: "ChatFormat", rows: Rows, tell: Teller) -> Before:
+    """Measure the untrained model: losses of the test rows and two replies; both are kept as they are made."""
+    from deft.prompt.format import encode_examples
+    from deft.train.run import run_identity
+
+    limit = plan.config.max_length_tokens
+    train, valid = (encode_examples(split, chat_format, max_length_tokens=limit) for split in (rows.train, rows.valid))
+    identity = run_identity(plan.config, loaded.path, train, valid)
+    evaluated = losses(plan, loaded, chat_format, rows.test, file=plan.parts / "rows_before.jsonl", tell=tell)
+    loss = sum(row.nll for row in evaluated) / sum(row.num_supervised for row in evaluated)
+    kept = plan.parts / "replies_before.json"
+    answers = read_json(kept).get("replies")
+    if answers is None:
+        answers = replies(plan, loaded, chat_format)
+        write_json(kept, {"replies": answers})
+    tell.say("loss_before", rows=len(evaluated), loss=loss)
+    return Before(rows=evaluated, replies=answers, identity=identity)
+
+
+def losses(
+    plan: Plan,
+    loaded: "LoadedModel",
+    chat_format: "ChatFormat",
+    examples: Sequence[Example],
+    *,
+    file: Path,
+    tell: Teller,
+) -> list[EvaluatedRow]:
+    """Return the losses of examples; each pack is kept in `file` at once, and what is there is not computed again."""
+    from deft.prompt.format import encode_examples
+
+    limit = plan.config.max_length_tokens
+    sequences = encode_examples(examples, chat_format, max_length_tokens=limit).sequences
+    kept = {row.id for row in read_rows_kept(file)}
+    num_missing = sum(row.id not in kept for row in sequences)
+    if kept:
+        tell.taken_up.add("before" if file.parent == plan.parts else "after")
+        tell.say("kept", rows=len(sequences) - num_missing, all=len(sequences))
+    with row_bar(tell, num_missing) as advance:
+        return row_losses_kept(
+            loaded.model, sequences, file=file, pack_length_tokens=limit, on_progress=lambda rows: advance(len(rows))
+        )
+
+
+def replies(plan: Plan, loaded: "LoadedModel", chat_format: "ChatFormat") -> list[str]:
+    """Return the model's greedy replies to the two prompts."""
+    from deft.model.generate import Sampling, generate
+
+    prompts = [chat_format.encode_prompt([Message(role="user", content=text)]) for text in PROMPTS[plan.lang]]
+    found = generate(
+        loaded.model,
+        prompts,
+        stop_token_ids=chat_format.stop_token_ids,
+        settings=Sampling(max_new_tokens=plan.max_new_tokens),
+        keep_first_logits=False,
+    )
+    decode = loaded.tokenizer.decode
+    return [str(decode(list(reply.token_ids), skip_special_tokens=True)).strip() for reply in found]
+
+
+def trained_folder(plan: Plan, rows: Rows, before: Before, tell: Teller, *, again: bool) -> Path:
+    """Train, or go on with a training that was interrupted, or return the folder of one that ended."""
+    from deft.train.run import train
+
+    done = None if again else find_run(plan, before.identity, finished=True)
+    if done is not None and (done / "best").exists():
+        tell.say("trained_already", folder=done)
+        tell.taken_up.add("training")
+        return done
+    config = plan.config
+    unfinished = find_run(plan, before.identity, finished=False)
+    if unfinished is not None and unfinished == newest_unfinished(plan.runs):
+        tell.say("resuming")
+        tell.taken_up.add("training")
+        config = dataclasses.replace(config, resume_training=True)
+    else:
+        steps = config.num_epochs * math.ceil(before.identity["num_train_rows"] / config.batch_size)
+        rate = config.learning_rate
+        tell.say("plan", rows=before.identity["num_train_rows"], steps=steps, batch=config.batch_size, rate=rate)
+    result = train(config, rows.train, rows.valid, tell.console)
+    if not result.finished:
+        raise KeyboardInterrupt
+    return result.folder

@@ -1,0 +1,98 @@
+"""What a quickstart says and what it asks the model, in English and Chinese."""
+
+PROMPTS: dict[str, tuple[str, str]] = {
+    "en": (
+        "Which planet is closest to the Sun?\nA. Venus\nB. Mercury\nC. Mars\nD. Earth",
+        "Write a two-sentence story about an umbrella that is afraid of rain.",
+    ),
+    "zh": (
+        "离太阳最近的行星是哪一颗？\nA. 金星\nB. 水星\nC. 火星\nD. 地球",
+        "用两句话讲一个怕雨的雨伞的故事。",
+    ),
+}
+"""Asked before and after: a question as in an exam, and a creative one; neither is in the data."""
+
+
+TEXTS: dict[str, dict[str, str]] = {
+    "en": {
+        "welcome": "Fine-tune a small model on a few hundred rows, and see what each ability gains.",
+        "model": "Model",
+        "data": "Data",
+        "before": "Loss on held-out rows, before",
+        "training": "Fine-tuning",
+        "after": "Loss on held-out rows, after",
+        "replies": "Replies and report",
+        "pulling": "{model} is not here yet: fetching it once",
+        "model_ready": "{model} · {parameters} weights",
+        "weak_language": (
+            "Note: {model} hardly knows Chinese; these data are meant for Chinese-capable models (such as qwen3-0.6b), "
+            "and what follows only shows the path."
+        ),
+        "no_leak": "no test or validation row occurs in the training rows ({held_out} checked)",
+        "rows": "rows",
+        "loss_before": "{rows} rows · {loss:.3f} nats per token",
+        "kept": "{rows} of {all} rows were measured earlier",
+        "plan": "every weight · {rows} rows · {steps} steps of {batch} rows · learning rate {rate:g}",
+        "resuming": "an unfinished quickstart is there: going on with it",
+        "trained_already": "trained in an earlier start: {folder}",
+        "asked": "asked",
+        "was": "before",
+        "now": "after",
+        "files": "report   {report}\npicture  {picture}",
+        "chat": "talk to it in the terminal",
+        "page": "talk to it in the browser",
+        "audit": "look at your own data",
+        "train": "train on your own data",
+        "next": "Next",
+        "summary": (
+            "Loss on {held_out} held-out rows: {before:.3f} → {after:.3f} nats per token, {percent} "
+            "(95 % interval {low} to {high}), clear of zero in {clear} of {abilities} abilities"
+        ),
+        "cost": "{rows} training rows · {time} in all",
+        "cost_resumed": "{rows} training rows · {time} since it was taken up again",
+        "resumed": "{stage} (what was left)",
+        "stored": "A finished quickstart with this model, data and settings is there: {folder}",
+        "again": "to run it again: deft quickstart{lang} --again",
+        "interrupted": "Stopped. What is done is kept: deft quickstart{lang} goes on from here.",
+    },
+    "zh": {
+        "welcome": "用几百条数据微调一个小模型，看看每项能力各提高多少。",
+        "model": "模型",
+        "data": "数据",
+        "before": "训练前，留出数据上的损失",
+        "training": "微调",
+        "after": "训练后，留出数据上的损失",
+        "replies": "回答与报告",
+        "pulling": "还没有 {model}：下载一次即可",
+        "model_ready": "{model} · {parameters} 个权重",
+        "weak_language": (
+            "注意：{model} 几乎不懂中文；这些数据是为懂中文的模型（如 qwen3-0.6b）准备的，以下结果仅演示流程。"
+        ),
+        "no_leak": "训练数据中没有任何测试或验证数据（已检查 {held_out} 条）",
+        "rows": "条",
+        "loss_before": "{rows} 条 · 每词元 {loss:.3f} 纳特",
+        "kept": "{all} 条中有 {rows} 条此前已测过",
+        "plan": "训练全部权重 · {rows} 条 · {steps} 步，每步 {batch} 条 · 学习率 {rate:g}",
+        "resuming": "发现未完成的 quickstart：接着训练",
+        "trained_already": "此前已训练完成：{folder}",
+        "asked": "问题",
+        "was": "训练前",
+        "now": "训练后",
+        "files": "报告  {report}\n图    {picture}",
+        "chat": "在终端里与它对话",
+        "page": "在浏览器里与它对话",
+        "audit": "检查你自己的数据",
+        "train": "用你自己的数据训练",
+        "next": "接下来",
+        "summary": (
+            "{held_out} 条留出数据上的损失：每词元 {before:.3f} → {after:.3f} 纳特，{percent}"
+            "（95% 区间 {low} 至 {high}），{abilities} 项能力中有 {clear} 项明确不为零"
+        ),
+        "cost": "{rows} 条训练数据 · 共用时 {time}",
+        "cost_resumed": "{rows} 条训练数据 · 接着做以来用时 {time}",
+        "resumed": "{stage}（剩余部分）",
+        "stored": "已有用同样模型、数据和设置完成的 quickstart：{folder}",
+        "again": "重新运行：deft quickstart{lang} --again",
+        "interrupted": "已停止，已完成的部分都已保存：运行 deft quickstart{lang} 即可接着做。",
+    },
+}

@@ -1,0 +1,56 @@
+"""Changes, settings, paths and durations go in; the words and figures in which people read them come out."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from deft.evaluate.figure import signed
+from deft.evaluate.interval import Change
+from deft.report.texts import ABILITY_NAMES, UNITS, Lang
+
+
+def percent(value: float, lang: Lang) -> str:
+    """Return a change in percent as the language writes it, in one piece; – where it is not known."""
+    return signed(value) + UNITS[lang] if math.isfinite(value) else "–"
+
+
+def ability_name(ability: str, lang: Lang) -> str:
+    """Return the name under which an ability is shown."""
+    return ABILITY_NAMES[lang].get(ability, ability.replace("_", " "))
+
+
+def verdict_of(change: Change) -> str:
+    """Return whether a change is `better`, `worse`, `unclear`, or `unknown` for want of rows."""
+    if math.isnan(change.low) or math.isnan(change.high):
+        return "unknown"
+    if not change.is_clear:
+        return "unclear"
+    return "better" if change.difference < 0 else "worse"
+
+
+def shown_value(value: Any) -> str:
+    """Return a setting as text; paths become relative to the working folder, or their last part alone."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(shown_value(item) for item in value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Path) or (isinstance(value, str) and Path(value).is_absolute()):
+        return shown_path(Path(value))
+    return str(value)
+
+
+def shown_path(path: Path) -> str:
+    """Return a path as others may see it: relative to the working folder, or its last part where it lies outside."""
+    absolute = path.absolute()
+    working = Path.cwd()
+    return absolute.relative_to(working).as_posix() if absolute.is_relative_to(working) else absolute.name
+
+
+def readable_time(seconds: float) -> str:
+    """Return a duration as people say it: `8 s`, `2 min 31 s`, `1 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,121 @@
+"""deft's settings as transformers takes them: a `TrainConfig` in, `TrainingArguments` out."""
+
+import dataclasses
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from deft.errors import UserError, did_you_mean
+from deft.train.config import TrainConfig
+
+FILE_SETTINGS = ("deepspeed", "fsdp_config", "accelerator_config")
+"""Settings of `TrainingArguments` that are the path of a file where they are text."""
+
+
+def arguments_of(config: TrainConfig, folder: Path) -> TrainingArguments:
+    """Translate the settings for transformers.
+
+    Raises:
+        UserError: if `config.trainer` holds a name that `TrainingArguments` does not know, or a value it refuses.
+    """
+    further = further_settings(config.trainer)
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
+    on_gpu = torch.cuda.is_available()
+    values: dict[str, Any] = {
+        "output_dir": str(folder),
+        "num_train_epochs": config.num_epochs,
+        "max_steps": config.max_steps or -1,
+        "per_device_train_batch_size": config.batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "polynomial",
+        "lr_scheduler_kwargs": {"lr_end": config.end_learning_rate, "power": config.lr_power},
+        "warmup_steps": config.warmup_ratio,
+        "weight_decay": config.weight_decay,
+        "adam_beta1": config.adam_beta1,
+        "adam_beta2": config.adam_beta2,
+        "max_grad_norm": config.max_grad_norm,
+        "bf16": config.dtype == "bfloat16" or (config.dtype == "auto" and on_gpu),
+        "fp16": config.dtype == "float16" and on_gpu,
+        "activation_checkpointing": config.gradient_checkpointing,
+        "activation_checkpointing_kwargs": {"use_reentrant": False} if config.gradient_checkpointing else None,
+        "seed": config.seed,
+        "eval_strategy": "epoch" if config.valid else "no",
+        "save_strategy": "epoch",
+        "save_total_limit": config.save_total_limit,
+        "metric_for_best_model": "loss" if config.valid else None,
+        "greater_is_better": False if config.valid else None,
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": True,
+        "report_to": ["tensorboard"],
+        "use_cpu": not (on_gpu or torch.backends.mps.is_available()),
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+        "ddp_find_unused_parameters": False,
+    }
+    try:
+        return TrainingArguments(**(values | further))
+    except (TypeError, ValueError, ImportError) as error:
+        given = ", ".join(f"{name}: {value}" for name, value in further.items())
+        raise UserError(
+            "transformers refuses these training settings",
+            got=str(error),
+            where=f"trainer: {given}" if given else None,
+            fix="see transformers.TrainingArguments for what each may be, and install the packages it asks for",
+        ) from error
+
+
+def further_settings(given: dict[str, Any]) -> dict[str, Any]:
+    """Return what `trainer` holds, checked; text that is JSON (from a flag, or nested in a recipe) becomes its value.
+
+    Raises:
+        UserError: for a name that `TrainingArguments` does not know, a file that is not there, or a DeepSpeed file that
+            would overrule the run's own schedule or optimizer without a word.
+    """
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    found = {}
+    for name, text in given.items():
+        value = text
+        if isinstance(text, str):
+            with suppress(json.JSONDecodeError):
+                value = json.loads(text)
+        if name not in known:
+            raise UserError("unknown setting under `trainer`", got=name, fix=did_you_mean(name, known))
+        if name in FILE_SETTINGS and isinstance(value, str):
+            value = read_settings_file(name, Path(value))
+        found[name] = value
+    deepspeed = found.get("deepspeed")
+    if isinstance(deepspeed, dict) and (blocks := [name for name in ("scheduler", "optimizer") if name in deepspeed]):
+        raise UserError(
+            "the DeepSpeed settings bring a " + " and a ".join(blocks) + ", which would overrule the run's own",
+            where="trainer: deepspeed",
+            fix="take the block out: learning_rate, end_learning_rate, warmup_ratio and weight_decay are settings here",
+        )
+    return found
+
+
+def read_settings_file(name: str, path: Path) -> dict[str, Any]:
+    """Return the settings in a JSON file.
+
+    Raises:
+        UserError: if it is not there, or no JSON object.
+    """
+    fix = "give the path of a JSON file, from the folder you start in"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"there is no such file under `trainer`: {name}", got=str(path), fix=fix) from error
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"this file under `trainer`: {name} is no JSON", got=str(error), where=str(path), fix=fix
+        ) from error
+    if not isinstance(value, dict):
+        raise UserError(f"this file under `trainer`: {name} holds no settings", got=value, where=str(path), fix=fix)
+    return value

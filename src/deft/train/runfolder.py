@@ -1,0 +1,125 @@
+"""The folder of a run: what identifies the run, and the unfinished run that a resumed one takes up."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deft.errors import UserError
+from deft.prompt.format import EncodeResult
+from deft.rundir import fingerprint, folder_fingerprint, new_run_folder, remove, versions, write_json, write_text
+from deft.train.checkpoint import link_to, remove_leftovers
+from deft.train.config import TrainConfig
+from deft.types import TokenSequence
+
+NOT_PART_OF_A_RUN = ("resume_training", "output_dir", "batch_size", "gradient_accumulation")
+"""Settings that may differ when a run is resumed; the number of rows in a step, which the last two make together with
+the number of processes, may not."""
+
+
+def run_identity(
+    config: TrainConfig, model: Path, train_rows: EncodeResult, valid_rows: EncodeResult | None
+) -> dict[str, Any]:
+    """Return what decides a run's result: its settings, fingerprints of its rows and of the folder `model`."""
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_PART_OF_A_RUN}
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    return {
+        "settings": json.loads(json.dumps(settings, default=str)),
+        "rows_per_step": config.batch_size * config.gradient_accumulation * num_processes,
+        "train_rows": rows_fingerprint(train_rows.sequences),
+        "valid_rows": rows_fingerprint(valid_rows.sequences if valid_rows else ()),
+        "num_train_rows": len(train_rows.sequences),
+        "num_valid_rows": len(valid_rows.sequences) if valid_rows else 0,
+        "model": folder_fingerprint(model),
+    }
+
+
+def rows_fingerprint(rows: Sequence[TokenSequence]) -> str:
+    """Return a fingerprint of token ids and labels: it changes with the data, the tokenizer, the format, the limit."""
+    parts = [part for row in rows for part in (row.input_ids.tobytes(), row.labels.tobytes())]
+    return fingerprint(parts)
+
+
+def open_run(config: TrainConfig, identity: dict[str, Any], unfinished: Path | None) -> Path:
+    """Make a new run folder, or make the `unfinished` one ready to go on; return it.
+
+    Raises:
+        UserError: if the folder cannot be written; a new one is then removed again.
+    """
+    folder = unfinished or new_run_folder(config.output_dir)
+    try:
+        if unfinished:
+            remove_leftovers(folder)
+        else:
+            write_json(folder / "run.json", identity | {"versions": versions(), "finished": False})
+            write_recipe(folder, config)
+        link_to(config.output_dir / "latest", folder.name)
+    except BaseException:
+        if not unfinished:
+            remove(folder)
+        raise
+    return folder
+
+
+def find_unfinished(runs: Path, identity: dict[str, Any]) -> Path:
+    """Return the newest unfinished run.
+
+    Raises:
+        UserError: if there is none, or it was started with other settings or data.
+    """
+    unfinished = []
+    for file in sorted(runs.glob("*/run.json"), reverse=True):
+        stored = read_identity_of_run(file)
+        if not stored["finished"] and not file.parent.is_symlink():
+            unfinished.append((file.parent, stored))
+    if not unfinished:
+        raise UserError("there is no unfinished run to resume", where=str(runs), fix="start without --resume-training")
+    folder, stored = unfinished[0]
+    changed = [name for name in identity if name != "settings" and stored.get(name) != identity[name]]
+    changed += [
+        f"{name} (was {stored['settings'].get(name)}, is {value})"
+        for name, value in identity["settings"].items()
+        if stored["settings"].get(name) != value
+    ]
+    if changed:
+        raise UserError(
+            "the unfinished run was started differently, so continuing it would mix two runs",
+            where=str(folder),
+            got="changed: " + ", ".join(changed),
+            fix="use its settings and data again (recipe.yaml in its folder), or start without --resume-training",
+        )
+    return folder
+
+
+def read_identity_of_run(file: Path) -> dict[str, Any]:
+    """Return what a `run.json` holds.
+
+    Raises:
+        UserError: if it is damaged, or is no record of a run.
+    """
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(stored["finished"], bool) and isinstance(stored["settings"], dict):
+            return stored
+        problem = "`finished` or `settings` is of the wrong type"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    fix = "move that run's folder out of the way"
+    raise UserError("the record of a run is damaged", got=problem, where=str(file), fix=fix)
+
+
+def write_recipe(folder: Path, config: TrainConfig) -> None:
+    """Write the resolved settings as a recipe that repeats the run: `deft train runs/…/recipe.yaml`."""
+    import yaml
+
+    values = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    write_text(folder / "recipe.yaml", yaml.safe_dump({"train": values}, allow_unicode=True, sort_keys=False))
+
+
+def write_dropped(folder: Path, *results: EncodeResult | None) -> None:
+    """Write every row that was left out, with its reason, to `dropped.jsonl`."""
+    rows = [row for result in results if result for row in result.dropped]
+    lines = [json.dumps(dataclasses.asdict(row), ensure_ascii=False) for row in rows]
+    write_text(folder / "dropped.jsonl", "".join(line + "\n" for line in lines))

@@ -1,0 +1,86 @@
+"""Two processes (gloo, on the CPU) train to the same loss as one, however unequal their shares are."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from deft.data.write import write_examples
+from deft.model.tiny import save_tiny
+from deft.train.checkpoint import checkpoints
+from deft.train.record import read_metrics
+from deft.types import Example, Message
+
+MODES = {
+    "ddp": {},
+    "fsdp2": {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}},
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, 23 rows (so that the last step has fewer than the others), and a run of one process."""
+    folder = tmp_path_factory.mktemp("分布")
+    save_tiny(folder / "model", "llama", seed=1)
+    rows = []
+    for number in range(23):
+        reply = f"{number} 的平方是 {number * number}。" * (1 + number % 3)
+        messages = [Message(role="user", content=f"{number} 的平方?" * (1 + number % 4))]
+        rows.append(Example.create([*messages, Message(role="assistant", content=reply)], ability=f"能力{number % 2}"))
+    write_examples(folder / "rows.jsonl", rows)
+    run(folder, "one", batch_size=6)
+    return folder
+
+
+def run(folder: Path, name: str, *flags: str, num_processes: int = 1, **changes: object) -> Path:
+    """Train by the command line and return the run's folder."""
+    settings = {
+        "model": "model",
+        "train": ["rows.jsonl"],
+        "valid": ["rows.jsonl"],
+        "num_epochs": 2,
+        "learning_rate": 1e-3,
+        "max_length_tokens": 512,
+        "pack_length_tokens": 512,
+        "output_dir": name,
+    }
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump({"train": settings | changes}), encoding="utf-8")
+    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={num_processes}", "--master_port=0"]
+    command = [sys.executable, *(launcher if num_processes > 1 else []), "-m", "deft", "train", f"{name}.yaml", *flags]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("✓ trained") == 1, "one process speaks for all"
+    return (folder / name / "latest").resolve()
+
+
+def losses(folder: Path, key: str = "loss") -> list[float]:
+    return [line[key] for line in read_metrics(folder) if key in line]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_processes_follow_the_curve_of_one(mode: str, place: Path) -> None:
+    one = (place / "one/latest").resolve()
+    two = run(place, mode, num_processes=2, batch_size=3, trainer=MODES[mode])
+    assert len(losses(one)) == 8
+    assert losses(two) == pytest.approx(losses(one), abs=1e-5)
+    assert losses(two, "eval_loss_能力1") == pytest.approx(losses(one, "eval_loss_能力1"), abs=1e-5)
+    tables = [pq.read_table(folder / "rows.parquet").to_pylist() for folder in (one, two)]
+    keys = [sorted((row["id"], row["split"], row["epoch"], round(row["nll"], 3)) for row in table) for table in tables]
+    assert keys[0] == keys[1], "every row is met once, by one of the processes"
+
+
+def test_a_checkpoint_of_two_processes_goes_on_in_one(place: Path) -> None:
+    two = run(place, "parts", num_processes=2, batch_size=3)
+    stored = json.loads((two / "run.json").read_text(encoding="utf-8"))
+    (two / "run.json").write_text(json.dumps(stored | {"finished": False}), encoding="utf-8")
+    for late in checkpoints(two)[1:]:
+        late.rename(two / "later")
+    resumed = run(place, "parts", "--resume-training", batch_size=6)
+    assert resumed == two
+    assert losses(resumed) == pytest.approx(losses((place / "one/latest").resolve()), abs=1e-5)
