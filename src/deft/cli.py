@@ -277,6 +277,90 @@ def quickstart(
     run_quickstart(model=model, lang=lang, again=again, runs=runs, console=console())
 
 
+@app.command
+def merge(
+    adapter: str,
+    out: Path,
+    *,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    overwrite: bool = False,
+) -> None:
+    """Merge an adapter into its base model, and check that the result computes the same.
+
+    Parameters
+    ----------
+    adapter
+        Folder or hub id of an adapter, such as runs/latest/best.
+    out
+        Folder to write the whole model to.
+    dtype
+        Type of the weights that are written.
+    overwrite
+        Replace the model in `out` if there is one.
+    """
+    from deft.model.merge import merge as merge_adapter
+
+    screen = console()
+    merge_adapter(adapter, out, dtype=dtype, overwrite=overwrite, tell=lambda text: screen.print(text, highlight=False))
+    screen.print(f"[green]✓[/] merged: {out}", highlight=False)
+
+
+@app.command
+def export(
+    checkpoint: str,
+    out: Path,
+    *,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    max_shard_size: str = "5GB",
+    keep_adapter: bool = False,
+    license: str | None = None,
+    overwrite: bool = False,
+    push: str | None = None,
+    public: bool = False,
+) -> None:
+    """Write a checkpoint as a folder to publish: weights, tokenizer, chat format and model card.
+
+    Parameters
+    ----------
+    checkpoint
+        Folder, alias or hub id, such as runs/latest/best; an adapter is merged first.
+    out
+        Folder to write.
+    dtype
+        Type of the weights that are written; by default the one they are stored in.
+    max_shard_size
+        Largest weight file, such as 500MB or 5GB.
+    keep_adapter
+        Export an adapter as it is.
+    license
+        Licence to state in the card, in place of the base model's.
+    overwrite
+        Replace the model in `out` if there is one.
+    push
+        Upload to this repository of the Hugging Face hub, ORG/NAME, as a private one.
+    public
+        Let the uploaded repository be public.
+    """
+    from deft.model.export import export as export_checkpoint
+
+    screen = console()
+    result = export_checkpoint(
+        checkpoint,
+        out,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        keep_adapter=keep_adapter,
+        license=license,
+        overwrite=overwrite,
+        push=push,
+        public=public,
+        tell=lambda text: screen.print(text, highlight=False),
+    )
+    for note in result.notes:
+        screen.print(f"[yellow]note:[/] {note}", highlight=False)
+    screen.print(f"[green]✓[/] exported: {result.url or out}", highlight=False)
+
+
 def read(paths: Sequence[Path], *, skip_broken: bool = False, ability: str | None = None) -> Sequence["Example"]:
     """Read examples, and list on the terminal the rows that were skipped on request."""
     from deft.data.read import read_examples

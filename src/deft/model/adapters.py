@@ -141,4 +141,4 @@ def hold_in_4_bits(model: PreTrainedModel) -> None:
         held.weight = weight
         held.bias = layer.bias
         model.set_submodule(name, held.to(place))
-    model.is_loaded_in_4bit = True  # peft asks for it before it looks at a layer
+    vars(model)["is_loaded_in_4bit"] = True  # peft asks for it before it looks at a layer

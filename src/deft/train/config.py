@@ -28,7 +28,7 @@ class TrainConfig:
     output_dir: Path = Path("runs")
     """Where the run's folder is made."""
     method: Literal["full", "lora", "rslora", "dora", "qlora"] = "full"
-    """Train every weight, or low-rank adapters only: plain, scaled for high ranks, with magnitudes, on 4-bit weights."""
+    """Train every weight, or adapters only: plain, scaled for high ranks, with magnitudes, or on 4-bit weights."""
     lora_rank: int = 16
     """Rank of the adapters."""
     lora_alpha: float = 32.0

@@ -27,6 +27,7 @@ from deft.train.figure import draw_losses
 from deft.train.progress import Progress
 from deft.train.record import RunRecord, mean_loss
 from deft.train.runfolder import find_unfinished, open_run, run_identity, write_dropped
+from deft.train.schedule import Schedule
 from deft.train.trainer import SupervisedTrainer
 from deft.types import Example
 
@@ -85,6 +86,11 @@ def train(
         valid_rows=valid_rows.sequences if valid_rows else (),
         pack_capacity_tokens=config.pack_capacity_tokens,
         save_steps=config.save_steps,
+        schedule=Schedule(
+            warmup_ratio=config.warmup_ratio,
+            end_ratio=config.end_learning_rate / config.learning_rate,
+            power=config.lr_power,
+        ),
         record=record,
         progress=progress,
     )
@@ -97,6 +103,7 @@ def train(
         if processes.is_main_process:
             write_json(folder / "run.json", identity | {"versions": versions(), "finished": finished})
             draw_losses(folder)
+    processes.destroy_process_group()
     last_valid = [row for row in record.rows if row.split == "valid" and row.epoch == config.num_epochs]
     return TrainResult(
         folder=folder,

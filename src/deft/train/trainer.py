@@ -5,11 +5,13 @@ What stays transformers' is what it does well: the optimizer and its schedule, d
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
@@ -29,6 +31,7 @@ from deft.train.checkpoint import mark_best, prune_checkpoints
 from deft.train.order import Batch, BatchLoader, RowOrder, Share, share_of_batch
 from deft.train.progress import Progress
 from deft.train.record import RowLoss, RunRecord, loss_by_ability, mean_loss
+from deft.train.schedule import Schedule
 from deft.types import TokenSequence
 
 
@@ -54,6 +57,7 @@ class SupervisedTrainer(Trainer):
         valid_rows: Sequence[TokenSequence],
         pack_capacity_tokens: int,
         save_steps: int | None,
+        schedule: Schedule,
         record: RunRecord,
         progress: Progress,
     ) -> None:
@@ -70,6 +74,7 @@ class SupervisedTrainer(Trainer):
         self.train_rows = train_rows
         self.valid_rows = valid_rows
         self.pack_capacity_tokens = pack_capacity_tokens
+        self.schedule = schedule
         self.record = record
         self.progress = progress
         self.ability_of = {row.id: row.ability for row in train_rows}
@@ -124,6 +129,17 @@ class SupervisedTrainer(Trainer):
     def backward_options(self) -> dict[str, Any]:
         """Keep DeepSpeed from dividing by the accumulation steps: the loss is weighted by tokens already."""
         return {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Make the learning rate a polynomial from its first value to its last, after a linear warm-up.
+
+        transformers' own needs an attribute that DeepSpeed's optimizer lacks, and refuses a rate that stays constant.
+        """
+        if self.lr_scheduler is None:
+            factor = partial(self.schedule.factor, num_steps=num_training_steps)
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)  # type: ignore[arg-type]  # made by now
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def check_finite(self, loss: torch.Tensor, pack: PackedRows) -> None:
         """Stop at a loss that is not a number, before it reaches the weights."""

@@ -1,0 +1,457 @@
+"""A checkpoint as a folder to publish: what others load, what they must know, and nothing of this computer.
+
+In: a checkpoint (an adapter is merged first, or exported as it is). Out: a folder with safetensors in shards,
+tokenizer, chat template and format, generation config, licence files, `source.json`, and `README.md`, the model card;
+on request it is uploaded to the Hugging Face hub. Training state never goes along.
+"""
+
+import math
+import re
+import shutil
+from contextlib import suppress
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deft.errors import UserError
+from deft.model.checkpoint_files import ADAPTER_CONFIG, check_weight_files, first_line, weight_files
+from deft.model.known import find_known
+from deft.model.load import base_of, find_folder, find_in_cache, find_model, load_model, load_tokenizer
+from deft.model.merge import (
+    CHAT_FORMAT_FILE,
+    MAX_SHARD_SIZE,
+    TOLERANCES,
+    Provenance,
+    Ready,
+    Tell,
+    check_dtype,
+    check_target,
+    logits_of,
+    merged,
+    provenance_of,
+    public_name,
+    read_object,
+    refuse_quantised,
+    save_tokenizer,
+    texts_to_check,
+    write_model,
+)
+from deft.model.pull import NETWORK_TIMEOUT_S, SOURCE_FILE
+from deft.prompt.store import load_chat_format
+from deft.rundir import versions, write_json, write_text, written_whole
+
+if TYPE_CHECKING:
+    import torch
+
+SHARD_SIZE = re.compile(r"[1-9]\d*(\.\d+)?(KB|MB|GB)")
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+CARD = "README.md"
+LICENSE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+LICENSE_IDS = {
+    "apache-2.0": "apache-2.0",
+    "mit": "mit",
+    "bsd-3-clause": "bsd-3-clause",
+    "cc-by-4.0": "cc-by-4.0",
+    "cc-by-sa-4.0": "cc-by-sa-4.0",
+    "cc-by-nc-4.0": "cc-by-nc-4.0",
+    "cc0-1.0": "cc0-1.0",
+    "gpl-3.0": "gpl-3.0",
+    "openrail": "openrail",
+    "gemma": "gemma",
+    "llama2": "llama2",
+    "llama3": "llama3",
+    "llama3.1": "llama3.1",
+    "llama3.2": "llama3.2",
+    "llama3.3": "llama3.3",
+}
+"""Licences by the names that the hub gives them; others are `other`, with their own name beside it."""
+HUB_ID_OF = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+"""The hub's name for a model that deft takes from elsewhere; for the card alone, since its weights are rounded."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportResult:
+    """Where an export lies, what the user should still know or do, and its address if it was uploaded."""
+
+    folder: Path
+    notes: tuple[str, ...]
+    url: str | None = None
+
+
+def export(
+    checkpoint: str | Path,
+    out: Path,
+    *,
+    dtype: str | None = None,
+    max_shard_size: str = MAX_SHARD_SIZE,
+    keep_adapter: bool = False,
+    license: str | None = None,
+    overwrite: bool = False,
+    push: str | None = None,
+    public: bool = False,
+    tell: Tell = lambda line: None,
+) -> ExportResult:
+    """Write a checkpoint as a folder to publish, and upload it to the hub as `push` (`org/name`) if that is given.
+
+    `dtype` None leaves whole models in the type they are stored in and writes merged ones in float32. `license` takes
+    the place of the base model's licence.
+
+    Raises:
+        UserError: before the long work, if a setting, the target, the hub or the token is at fault, or if the licence
+            of what is to be uploaded is not known; later if the logits of what was written differ.
+    """
+    if dtype is not None:
+        check_dtype(dtype)
+    if not SHARD_SIZE.fullmatch(max_shard_size):
+        raise UserError("max_shard_size is no size", got=max_shard_size, fix="write it as 500MB or 5GB")
+    if license is not None and not license.strip():
+        raise UserError("the licence is empty", fix="give its name, such as apache-2.0, or leave --license out")
+    folder = find_folder(checkpoint)
+    is_adapter = (folder / ADAPTER_CONFIG).is_file()
+    if keep_adapter and not is_adapter:
+        fix = "leave --keep-adapter out"
+        raise UserError(f"{folder} holds a whole model, no adapter to keep", got=str(folder), fix=fix)
+    check_target(out, overwrite=overwrite, sources=(folder,))
+    origin = provenance_of(folder)
+    if license is not None:
+        origin = replace(origin, license=license.strip())
+    if public and push is None:
+        raise UserError("--public goes with --push", fix="--push ORG/NAME --public, or leave --public out")
+    if push is not None:
+        check_push(push, origin, public=public)
+    with written_whole(out) as temporary:
+        if keep_adapter:
+            notes = write_adapter(folder, temporary, dtype=dtype)
+        else:
+            tell(f"merging {folder} in fp32" if is_adapter else f"loading {folder}")
+            ready = merged(folder) if is_adapter else whole(folder)
+            notes = ready.notes
+            write_model(ready, temporary, dtype=dtype or ready.dtype, max_shard_size=max_shard_size)
+        copy_licenses(folder, temporary)
+        write_json(temporary / SOURCE_FILE, asdict(origin))
+        name = push or out.name
+        write_text(temporary / CARD, model_card(name, temporary, origin))
+        check_nothing_local(temporary, folder)
+    if origin.license is None:
+        notes += (f"the base model's licence is not known: look it up and export again with --license (see {CARD})",)
+    return ExportResult(folder=out, notes=notes, url=upload(out, push, public=public, tell=tell) if push else None)
+
+
+# --- weights ------------------------------------------------------------------------------------------------------
+
+
+def whole(folder: Path) -> Ready:
+    """Load a whole model on the CPU in the type it is stored in, and compute its logits."""
+    dtype = stored_dtype(folder)
+    loaded = load_model(folder, dtype=dtype, device="cpu")
+    refuse_quantised(loaded.model, folder)
+    texts = texts_to_check(loaded)
+    return Ready(
+        model=loaded.model,
+        tokenizer=loaded.tokenizer,
+        source=folder,
+        dtype=dtype,
+        texts=texts,
+        logits=logits_of(loaded.model, texts),
+    )
+
+
+def stored_dtype(folder: Path) -> str:
+    """Return the type that holds every weight of a checkpoint without loss: its own, or float32 for a mixture.
+
+    Raises:
+        UserError: if weights are stored in a type that is no plain float, as quantised ones are.
+    """
+    kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in weights_of(folder).values()}
+    if unknown := sorted(kinds - TOLERANCES.keys()):
+        fix = "export the model in float32, float16 or bfloat16"
+        raise UserError(f"{folder} holds weights that are no plain floats", got=", ".join(unknown), fix=fix)
+    return kinds.pop() if len(kinds) == 1 else "float32"
+
+
+def weights_of(folder: Path) -> dict[str, "torch.Tensor"]:
+    """Return the tensors in a checkpoint's weight files, mapped from the disk rather than read."""
+    import torch
+    from safetensors.torch import load_file
+
+    files = weight_files(folder)
+    check_weight_files(files)
+    found: dict[str, torch.Tensor] = {}
+    for file in files:
+        safe = file.suffix == ".safetensors"
+        found |= load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
+    return found
+
+
+def write_adapter(folder: Path, out: Path, *, dtype: str | None) -> tuple[str, ...]:
+    """Write an adapter, its base model named by alias or hub id, and return what the user should know."""
+    import torch
+    from safetensors.torch import save_file
+
+    tokenizer = load_tokenizer(folder)
+    load_chat_format(folder, tokenizer)
+    tensors = weights_of(folder)
+    if dtype is not None:
+        tensors = {name: weights.to(getattr(torch, dtype)) for name, weights in tensors.items()}
+    config = read_object(folder / ADAPTER_CONFIG)
+    base = public_name(str(config.get("base_model_name_or_path") or ""))
+    out.mkdir()
+    save_file({name: weights.contiguous() for name, weights in tensors.items()}, out / "adapter_model.safetensors")
+    write_json(out / ADAPTER_CONFIG, config | {"base_model_name_or_path": base})
+    (out / "adapter_model.safetensors").chmod((out / ADAPTER_CONFIG).stat().st_mode)
+    save_tokenizer(tokenizer, folder, out)
+    if base is not None:
+        return ()
+    return (
+        f"the adapter's base model has no public name, so {ADAPTER_CONFIG} names none: write its hub id there, "
+        "or export without --keep-adapter",
+    )
+
+
+def copy_licenses(folder: Path, out: Path) -> None:
+    """Copy the files with licence terms that lie beside a checkpoint, or else beside an adapter's base model."""
+    found = [file for pattern in LICENSE_FILES for file in folder.glob(pattern) if file.is_file()]
+    if not found and (folder / ADAPTER_CONFIG).is_file():
+        with suppress(UserError):  # an adapter is exported as it is without its base model
+            base = find_model(base_of(folder))
+            if isinstance(cached := base if isinstance(base, Path) else find_in_cache(base), Path):
+                found = [file for pattern in LICENSE_FILES for file in cached.glob(pattern) if file.is_file()]
+    for file in found:
+        shutil.copyfile(file, out / file.name)
+
+
+# --- nothing of this computer -------------------------------------------------------------------------------------
+
+
+def check_nothing_local(out: Path, checkpoint: Path) -> None:
+    """Check that no text file of an export names a folder of this computer.
+
+    Raises:
+        UserError: naming the file; the export is then not kept.
+    """
+    places = {
+        str(place) for place in (Path.cwd(), Path.home(), checkpoint, checkpoint.resolve(), checkpoint.parent.resolve())
+    }
+    if (checkpoint / ADAPTER_CONFIG).is_file():
+        places.add(str(read_object(checkpoint / ADAPTER_CONFIG).get("base_model_name_or_path")))
+    places = {place for place in places if Path(place).is_absolute() and len(Path(place).parts) > 1}
+    for file in sorted(out.iterdir()):
+        if file.suffix in (".json", ".md", ".jinja") and file.name not in ("tokenizer.json", "vocab.json"):
+            text = file.read_text(encoding="utf-8")
+            for place in places:
+                if re.search(rf"(?<![\w/]){re.escape(place)}(?=[/\"'\s`]|$)", text):
+                    raise UserError(
+                        "an exported file would name a folder of this computer",
+                        got=place,
+                        where=file.name,
+                        fix=f"take it out of that file in {checkpoint}, then export again",
+                    )
+
+
+# --- the model card -----------------------------------------------------------------------------------------------
+
+
+def model_card(name: str, folder: Path, origin: Provenance) -> str:
+    """Return the text of `README.md` for the exported `folder`: facts on record only, and what is not known named."""
+    import yaml
+
+    is_adapter = (folder / ADAPTER_CONFIG).is_file()
+    head = yaml.safe_dump(front_matter(origin, is_adapter=is_adapter), allow_unicode=True, sort_keys=False)
+    parts = [f"---\n{head}---\n\n# {name.rpartition('/')[2]}\n"]
+    what = "An adapter for" if is_adapter else "A model fine-tuned from"
+    base = f"`{origin.base_model}`" if origin.base_model else "a base model that is not on record"
+    parts.append(f"{what} {base}, made with [deft](https://pypi.org/project/deft-llm/).\n")
+    parts += [text for text in (training_text(origin.run), loss_text(origin.run)) if text]
+    parts += [usage_text(name, folder, is_adapter=is_adapter), license_text(origin), versions_text(origin.run)]
+    return "\n".join(parts)
+
+
+def front_matter(origin: Provenance, *, is_adapter: bool) -> dict[str, Any]:
+    """Return the card's head, in the hub's words; what is not known is left out."""
+    head: dict[str, Any] = {}
+    if origin.license is not None:
+        plain = re.sub(r"\s+", "", origin.license.lower())
+        if plain in LICENSE_IDS:
+            head["license"] = LICENSE_IDS[plain]
+        else:
+            head |= {"license": "other", "license_name": re.sub(r"\s+", "-", origin.license.lower())}
+    if origin.base_model is not None:
+        head["base_model"] = HUB_ID_OF.get(origin.base_model, origin.base_model)
+    if origin.languages:
+        head["language"] = list(origin.languages)
+    method = origin.run.get("settings", {}).get("method", "full")
+    tags = ["deft", "sft", "conversational", *([method] if method != "full" else ())]
+    return head | {
+        "library_name": "peft" if is_adapter else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": tags,
+    }
+
+
+def training_text(run: Mapping[str, Any]) -> str:
+    """Return what the model was trained on and how, as far as its run is on record."""
+    if not run:
+        return "## Training\n\nNo run is on record with this checkpoint.\n"
+    rows = [("training", "train"), ("validation", "valid")]
+    lines = ["## Training\n", "| rows | number | fingerprint |", "| --- | ---: | --- |"]
+    lines += [
+        f"| {title} | {run[f'num_{key}_rows']:,} | `{run.get(f'{key}_rows', '–')}` |"
+        for title, key in rows
+        if f"num_{key}_rows" in run
+    ]
+    lines.append("\nA fingerprint changes with any token or label of the rows.\n")
+    lines += ["| setting | value |", "| --- | --- |"]
+    lines += [f"| {cell(name)} | {cell(value)} |" for name, value in run.get("settings", {}).items()]
+    if run.get("step") is not None:
+        lines.append(f"\nThese are the weights after step {run['step']}.")
+    return "\n".join(lines) + "\n"
+
+
+def loss_text(run: Mapping[str, Any]) -> str:
+    """Return the tables of losses, in nats per supervised token: before and after with intervals, and of the step."""
+    parts = []
+    if changes := run.get("changes"):
+        lines = ["## Held-out loss before and after\n", "Nats per token of the reply; 95 % intervals over rows.\n"]
+        lines += [
+            "| ability | rows | before | after | change | interval |",
+            "| --- | ---: | ---: | ---: | ---: | --- |",
+        ]
+        for ability, change in changes.items():
+            low, high = (number(change.get(key), "+.3f") for key in ("low", "high"))
+            interval = f"{low} to {high}" if "–" not in (low, high) else "not known"
+            values = [number(change.get(key), ".3f") for key in ("before", "after")]
+            values.append(number(change.get("difference"), "+.3f"))
+            lines.append(f"| {cell(ability)} | {change.get('num_rows', '–')} | {' | '.join(values)} | {interval} |")
+        parts.append("\n".join(lines) + "\n")
+    if losses := run.get("valid_loss"):
+        lines = ["## Validation loss\n", "Nats per token of the reply.\n", "| ability | loss |", "| --- | ---: |"]
+        lines += [f"| {cell(ability or 'all rows')} | {number(loss, '.4f')} |" for ability, loss in losses.items()]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def usage_text(name: str, folder: Path, *, is_adapter: bool) -> str:
+    """Return how to load the model, and how its chats are written."""
+    auto = "AutoPeftModelForCausalLM" if is_adapter else "AutoModelForCausalLM"
+    lines = ["## Use\n", "With deft, which writes a chat as in training:\n", "```python"]
+    lines += ["from deft.serve.assistant import Assistant\n", f"assistant = Assistant({name!r})"]
+    lines += ['print(assistant.inference([{"messages": [{"role": "user", "content": "你好"}]}])[0][0])', "```\n"]
+    lines += [f"With {'peft' if is_adapter else 'transformers'}:\n", "```python"]
+    lines += [
+        f"from {'peft' if is_adapter else 'transformers'} import {auto}",
+        "from transformers import AutoTokenizer\n",
+    ]
+    lines += [
+        f"tokenizer = AutoTokenizer.from_pretrained({name!r})",
+        f"model = {auto}.from_pretrained({name!r})",
+        "```\n",
+    ]
+    kind = read_object(folder / CHAT_FORMAT_FILE).get("kind")
+    has_template = (folder / "chat_template.jinja").is_file()
+    if kind == "role_tokens":
+        lines.append(
+            f"Chats are written with role tokens, for which there is no chat template: see `{CHAT_FORMAT_FILE}`."
+        )
+    elif has_template:
+        lines.append(
+            f"Chats are written with the tokenizer's chat template; `{CHAT_FORMAT_FILE}` holds an example."
+            if kind
+            else "Chats are written with the tokenizer's chat template."
+        )
+    else:
+        lines.append("No chat template is stored with this model.")
+    return "\n".join(lines) + "\n"
+
+
+def license_text(origin: Provenance) -> str:
+    """Return the licence notice; a licence that is not known is asked for."""
+    base = f"`{origin.base_model}`" if origin.base_model else "the base model"
+    if origin.license is None:
+        return (
+            f"## Licence\n\n**Not known.** The licence of {base} is not on record. Look it up, and state it here and "
+            "as `license` in the head of this file, before you publish these weights.\n"
+        )
+    known = find_known(origin.base_model) if origin.base_model else None
+    if known is not None and known.license == origin.license:
+        named = f"{base} is under the licence {origin.license}, which goes with these weights"
+    else:
+        named = f"These weights are under the licence {origin.license}"
+    return f"## Licence\n\n{named}. Its terms, notices and limits of use pass on to whoever takes them.\n"
+
+
+def versions_text(run: Mapping[str, Any]) -> str:
+    """Return the versions that trained, and those that exported."""
+    lines = ["## Versions\n", "| package | trained with | exported with |", "| --- | --- | --- |"]
+    trained, now = run.get("versions", {}), versions()
+    lines += [f"| {name} | {trained.get(name, '–')} | {now.get(name, '–')} |" for name in {**trained, **now}]
+    return "\n".join(lines) + "\n"
+
+
+def cell(value: Any) -> str:
+    """Return a value as the text of a table's cell."""
+    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def number(value: Any, form: str) -> str:
+    """Return a number as text; – where it is not known."""
+    return format(value, form) if isinstance(value, int | float) and math.isfinite(value) else "–"
+
+
+# --- the hub ------------------------------------------------------------------------------------------------------
+
+
+def check_push(repository: str, origin: Provenance, *, public: bool) -> None:
+    """Check, before the long work, that a model can be uploaded, and that it stays private unless `public`.
+
+    Raises:
+        UserError: if the name is no `org/name`, the licence is not known, the hub cannot be reached, there is no token
+            or none that the hub takes, or the repository is already there for all to see.
+    """
+    from huggingface_hub import HfApi, constants, get_token
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    if not REPOSITORY.fullmatch(repository):
+        raise UserError("--push wants a repository's name", got=repository, fix="--push ORG/NAME")
+    if origin.license is None:
+        fix = "look up the base model's licence and name it: --license apache-2.0"
+        raise UserError("the licence is not known, so nothing is published", got=repository, fix=fix)
+    by_hand = f"export without --push, and upload it later: hf upload {repository} OUT"
+    if constants.HF_HUB_OFFLINE:
+        raise UserError("the hub is switched off", got="HF_HUB_OFFLINE=1", fix=f"unset HF_HUB_OFFLINE; or {by_hand}")
+    if get_token() is None:
+        raise UserError(
+            "uploading needs a token, and there is none", got=repository, fix=f"hf auth login; or {by_hand}"
+        )
+    try:
+        HfApi().whoami()
+        is_private = bool(HfApi().model_info(repository, timeout=NETWORK_TIMEOUT_S).private)
+    except RepositoryNotFoundError:
+        return
+    except Exception as error:  # the hub's own errors and those of whichever http library it uses
+        got = f"{type(error).__name__}: {first_line(error)}"
+        fix = f"check the network and the token (hf auth whoami); or {by_hand}"
+        raise UserError("the hub cannot be asked, or does not take the token", got=got, fix=fix) from error
+    if not is_private and not public:
+        fix = "--public if that is meant, or another name"
+        raise UserError("that repository is there already, and public", got=repository, fix=fix)
+
+
+def upload(folder: Path, repository: str, *, public: bool, tell: Tell) -> str:
+    """Upload an export to the hub, as a private repository unless `public`, and return its address.
+
+    Raises:
+        UserError: if the hub refuses or is gone; the folder stays.
+    """
+    from huggingface_hub import HfApi
+
+    tell(f"uploading to {repository} ({'public' if public else 'private'})")
+    try:
+        HfApi().create_repo(repository, private=not public, exist_ok=True)
+        HfApi().upload_folder(repo_id=repository, folder_path=folder, commit_message="Exported with deft")
+    except Exception as error:  # the hub's own errors and those of whichever http library it uses
+        got = f"{type(error).__name__}: {first_line(error)}"
+        fix = f"the export is whole in {folder}; upload it with: hf upload {repository} {folder}"
+        raise UserError(f"the upload to {repository} failed", got=got, fix=fix) from error
+    return f"https://huggingface.co/{repository}"
