@@ -75,30 +75,23 @@ def run_whole(start: list[str]) -> float:
     return time.monotonic() - began_at
 
 
-def run_killed(start: list[str], runs: Path, kills: int, longest_s: float, chance: random.Random) -> list[float]:
-    """Kill the run `kills` times at random moments, resuming each time, then let it end; return the moments."""
+def run_killed(start: list[str], runs: Path, kills: int, whole_s: float, chance: random.Random) -> list[float]:
+    """Kill the run up to `kills` times at random moments, resuming each time, until it ends; return the moments."""
     moments: list[float] = []
     while True:
-        resumable = any(runs.glob("*/run.json"))
-        process = subprocess.Popen(
-            [*start, *(["--resume-training"] if resumable else [])], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        if len(moments) == kills:
-            _, message = process.communicate()
-            if process.returncode:
-                raise SystemExit(f"the resumed run failed:\n{message.decode()}")
-            return moments
-        moment = chance.uniform(0.3 * longest_s, longest_s)
+        resumes = ["--resume-training"] if any(runs.glob("*/run.json")) else []
+        process = subprocess.Popen([*start, *resumes], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        moment = chance.uniform(0.2, 0.8) * whole_s if len(moments) < kills else None
         try:
             _, message = process.communicate(timeout=moment)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-            moments.append(moment)
+            moments.append(moment or 0.0)
             continue
         if process.returncode:
             raise SystemExit(f"the resumed run failed:\n{message.decode()}")
-        return moments  # it ended before the moment came
+        return moments
 
 
 def final_weights(runs: Path) -> dict[str, torch.Tensor]:
@@ -123,18 +116,23 @@ def main() -> None:
         write_rows(folder / "train.jsonl")
         write_rows(folder / "valid.jsonl")
         for number, setting in enumerate(settings):
-            whole, killed = folder / f"whole-{number}", folder / f"killed-{number}"
+            whole = folder / f"whole-{number}"
             took_s = run_whole(command(folder, whole, setting))
-            share = arguments.kills // len(settings) + (number < arguments.kills % len(settings))
-            moments = run_killed(command(folder, killed, setting), killed, share, took_s, chance)
-            expected, found = final_weights(whole), final_weights(killed)
-            equal = expected.keys() == found.keys() and all(torch.equal(expected[n], found[n]) for n in expected)
+            expected = final_weights(whole)
+            wanted = arguments.kills // len(settings) + (number < arguments.kills % len(settings))
+            moments: list[float] = []
+            equal = True
+            while len(moments) < wanted and equal:
+                killed = folder / f"killed-{number}-{len(moments)}"
+                start = command(folder, killed, setting)
+                moments += run_killed(start, killed, wanted - len(moments), took_s, chance)
+                found = final_weights(killed)
+                equal = expected.keys() == found.keys() and all(torch.equal(expected[n], found[n]) for n in expected)
             num_killed += len(moments)
             num_equal += equal
             shown = ", ".join(f"{moment:.1f}" for moment in moments)
-            print(
-                f"{setting}: {len(moments)} kills (at {shown} s), {len(found)} tensors {'identical' if equal else 'DIFFER'}"
-            )
+            verdict = "identical" if equal else "DIFFER"
+            print(f"{setting}: {len(moments)} kills (after {shown} s), {len(expected)} tensors {verdict}", flush=True)
     print(f"{num_killed} kills, {num_equal} of {len(settings)} settings bit-identical")
     sys.exit(num_equal != len(settings))
 

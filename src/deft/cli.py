@@ -219,6 +219,9 @@ def train(
     recipe: Path | None = None,
     *,
     config: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008
+    dry_run: bool = False,
+    devices: Annotated[int | None, AT_LEAST_1] = None,
+    device_memory: str | None = None,
 ) -> None:
     """Fine-tune a model; flags win over the recipe.
 
@@ -226,8 +229,20 @@ def train(
     ----------
     recipe
         A YAML file with a section `train`.
+    dry_run
+        Train nothing and write nothing: print the rows, steps, time and memory that the run would take.
+    devices
+        With --dry-run: how many devices share the work.
+    device_memory
+        With --dry-run: the memory of one device, such as 80GB; says what fits.
     """
-    train_files(config)
+    if dry_run:
+        estimate_files(config, num_devices=devices or 1, device_memory=device_memory)
+    elif devices is not None or device_memory is not None:
+        flag = "--devices" if devices is not None else "--device-memory"
+        raise UserError("this flag belongs to a dry run", got=flag, fix="add --dry-run, or leave it out")
+    else:
+        train_files(config)
 
 
 @app.command
@@ -392,6 +407,19 @@ def tokenizer_and_format(model: str) -> tuple[Any, "ChatFormat"]:
     if stored is None and not tokenizer.chat_template:
         add_role_tokens(tokenizer)
     return tokenizer, stored or chat_format_for(tokenizer)
+
+
+def estimate_files(config: TrainConfig, *, num_devices: int, device_memory: str | None) -> None:
+    """Read the rows that `config` names, and print what fine-tuning on them would take."""
+    if not config.train:
+        raise UserError("no data to train on was given", fix="give --train FILE_OR_FOLDER, or a recipe that names it")
+    train_examples = read(config.train, skip_broken=config.skip_broken)
+    valid_examples = read(config.valid, skip_broken=config.skip_broken) if config.valid else []
+    from deft.train.dryrun import dry_run
+
+    dry_run(
+        config, train_examples, valid_examples, console(), num_devices=num_devices, device_memory=device_memory
+    )
 
 
 def train_files(config: TrainConfig) -> "TrainResult":

@@ -5,11 +5,12 @@ tokenizer, chat template and format, generation config, licence files, `source.j
 on request it is uploaded to the Hugging Face hub. Training state never goes along.
 """
 
+import json
 import math
 import re
 import shutil
-from contextlib import suppress
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,9 +143,9 @@ def export(
 
 
 def whole(folder: Path) -> Ready:
-    """Load a whole model on the CPU in the type it is stored in, and compute its logits."""
+    """Load a whole model on the CPU in fp32, which holds every weight as it is stored, and compute its logits."""
     dtype = stored_dtype(folder)
-    loaded = load_model(folder, dtype=dtype, device="cpu")
+    loaded = load_model(folder, dtype="float32", device="cpu")
     refuse_quantised(loaded.model, folder)
     texts = texts_to_check(loaded)
     return Ready(
@@ -333,18 +334,22 @@ def loss_text(run: Mapping[str, Any]) -> str:
 
 def usage_text(name: str, folder: Path, *, is_adapter: bool) -> str:
     """Return how to load the model, and how its chats are written."""
-    auto = "AutoPeftModelForCausalLM" if is_adapter else "AutoModelForCausalLM"
-    lines = ["## Use\n", "With deft, which writes a chat as in training:\n", "```python"]
-    lines += ["from deft.serve.assistant import Assistant\n", f"assistant = Assistant({name!r})"]
-    lines += ['print(assistant.inference([{"messages": [{"role": "user", "content": "你好"}]}])[0][0])', "```\n"]
-    lines += [f"With {'peft' if is_adapter else 'transformers'}:\n", "```python"]
-    lines += [
-        f"from {'peft' if is_adapter else 'transformers'} import {auto}",
-        "from transformers import AutoTokenizer\n",
-    ]
-    lines += [
-        f"tokenizer = AutoTokenizer.from_pretrained({name!r})",
-        f"model = {auto}.from_pretrained({name!r})",
+    quoted = json.dumps(name, ensure_ascii=False)
+    imports = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
+    if is_adapter:
+        imports = ["from peft import AutoPeftModelForCausalLM", "from transformers import AutoTokenizer"]
+    lines = [
+        "## Use\n\nWith deft, which writes a chat as in training:\n",
+        "```python",
+        "from deft.serve.assistant import Assistant\n",
+        f"assistant = Assistant({quoted})",
+        'print(assistant.inference([{"messages": [{"role": "user", "content": "你好"}]}])[0][0])',
+        "```\n",
+        f"With {'peft' if is_adapter else 'transformers'}:\n",
+        "```python",
+        *imports,
+        f"\ntokenizer = AutoTokenizer.from_pretrained({quoted})",
+        f"model = {imports[0].split()[3].rstrip(',')}.from_pretrained({quoted})",
         "```\n",
     ]
     kind = read_object(folder / CHAT_FORMAT_FILE).get("kind")

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
-"""How far logits may move, as a share of the largest logit, by the type that weights are written in: well above what
-rounding does (8, 11 and 24 significant bits, summed over layers), well below what a wrong weight does."""
+"""How far logits may move, as a share of the largest logit, when weights are rounded to a type and all is computed in
+fp32: above what 8, 11 and 24 significant bits do over many layers, below what a wrong weight does."""
 
 CHECK_TEXTS = (
     "Water boils at 100 °C at sea level; on a mountain it boils earlier, because the air presses less.",
@@ -49,9 +49,10 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Ready:
-    """A whole model in memory, on the CPU, and the logits it must compute wherever it is written.
+    """A whole model in fp32 on the CPU, and the logits it must compute wherever it is written.
 
-    `texts` are token ids, `logits` fp32 `[length, vocab]` for each; `dtype` names the type the weights are in.
+    `texts` are token ids, `logits` fp32 `[length, vocab]` for each; `dtype` is the type that holds its weights without
+    loss, `source` the folder they were read from.
     """
 
     model: Any
@@ -69,7 +70,7 @@ def merge(
     """Merge an adapter into its base model, write the whole model to `out`, and return `out`.
 
     The sum is computed in fp32 on the CPU (4 bytes a weight); `dtype` is the type it is written in. Logits of the
-    adapter on its base are compared with those of the merged model in fp32, in `dtype`, and after loading what was
+    adapter on its base are compared with those of the merged model, of its weights rounded to `dtype`, and of what was
     written; `out` appears after the last.
 
     Raises:
@@ -226,22 +227,23 @@ def logits_of(model: Any, texts: Sequence[list[int]]) -> list["torch.Tensor"]:
         return [model(input_ids=torch.tensor([ids])).logits[0].float() for ids in texts]
 
 
-def check_logits(expected: Sequence["torch.Tensor"], found: Sequence["torch.Tensor"], *dtypes: str, what: str) -> float:
+def check_logits(
+    expected: Sequence["torch.Tensor"], found: Sequence["torch.Tensor"], dtype: str, *, what: str
+) -> float:
     """Return the largest difference of two sets of logits, as a share of the largest logit that was expected.
 
     Raises:
-        UserError: if it is more than the coarsest of `dtypes` allows, or no number.
+        UserError: if it is more than `TOLERANCES` has for `dtype`, or no number.
     """
     largest = max(logits.abs().max().item() for logits in expected)
     shapes = [logits.shape for logits in found] == [logits.shape for logits in expected]
     difference = float("nan")
     if shapes:
         difference = max((a - b).abs().max().item() for a, b in zip(expected, found, strict=True)) / max(largest, 1e-6)
-    allowed = max(TOLERANCES[dtype] for dtype in dtypes)
-    if not difference <= allowed:
+    if not difference <= TOLERANCES[dtype]:
         raise UserError(
             f"{what} computes other logits than it should, so nothing was written",
-            got=f"they differ by {difference:.2g} of the largest logit; {allowed:g} is allowed for {dtypes[-1]}",
+            got=f"they differ by {difference:.2g} of the largest logit; {TOLERANCES[dtype]:g} is allowed for {dtype}",
             fix="write float32 if you asked for another type; else use the versions that the adapter was trained with "
             "(run.json in its run's folder), and tell deft's authors",
         )
@@ -254,24 +256,27 @@ def check_logits(expected: Sequence["torch.Tensor"], found: Sequence["torch.Tens
 def write_model(ready: Ready, folder: Path, *, dtype: str, max_shard_size: str = MAX_SHARD_SIZE) -> float:
     """Write a model, its tokenizer and its chat format into a new `folder`, and return how far its logits moved.
 
-    They are checked before anything is written and on what was written. `ready.model` loses its weights, so that there
-    is room for the second.
+    They are checked on the rounded weights before anything is written, and on what was written; computed in fp32 both
+    times, so that only the weights count. `ready.model` loses its weights, so that there is room for the second.
 
     Raises:
         UserError: if the logits differ, or the disk is full.
     """
     import torch
 
-    kinds = (ready.dtype, dtype)
+    ready.model.config.dtype = getattr(torch, dtype)
+    for weights in ready.model.parameters():
+        weights.data = weights.data.to(getattr(torch, dtype)).float()
+    rounded = logits_of(ready.model, ready.texts)
+    difference = check_logits(ready.logits, rounded, dtype, what=f"the model rounded to {dtype}")
     for weights in ready.model.parameters():  # not `.to`, which would also round the table of rotary frequencies
         weights.data = weights.data.to(getattr(torch, dtype))
-    ready.model.config.dtype = getattr(torch, dtype)
-    check_logits(ready.logits, logits_of(ready.model, ready.texts), *kinds, what=f"the model in {dtype}")
     save(ready, folder, max_shard_size=max_shard_size)
     ready.model.to("meta")
-    written = load_model(folder, dtype=dtype, device="cpu")
+    written = load_model(folder, dtype="float32", device="cpu")
     load_chat_format(folder, written.tokenizer)
-    return check_logits(ready.logits, logits_of(written.model, ready.texts), *kinds, what="the model as written")
+    check_logits(rounded, logits_of(written.model, ready.texts), "float32", what="the model as written")
+    return difference
 
 
 def save(ready: Ready, folder: Path, *, max_shard_size: str) -> None:
@@ -408,7 +413,7 @@ def run_facts(checkpoint: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {name: run[name] for name in kept if run.get(name)}
     facts["settings"] = {
         name: value
-        for name, value in settings.items()
+        for name, value in {**settings, "rows_per_step": run.get("rows_per_step")}.items()
         if not (value is None or name.startswith(left_out) or "/" in str(value) or "\\" in str(value))
     }
     facts["step"] = step

@@ -5,6 +5,7 @@ backward are the ones that `train` runs, so that what autograd keeps is counted,
 weights are never loaded. What several devices share is then divided by arithmetic.
 """
 
+import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -128,7 +129,8 @@ def meta_model(
 
     A quantised base has the shapes of a plain one here; `model_size` counts its bytes.
     """
-    with torch.device("meta"), quiet_transformers():
+    with torch.device("meta"), quiet_transformers(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # names that leave with transformers 6
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         model.train()
         if gradient_checkpointing:  # transformers itself sets this up, when training begins
@@ -193,8 +195,8 @@ def num_bytes(tensors: Any) -> int:
 
 def decoder_layers(base: Any) -> list[nn.Module]:
     """Return the layers of a decoder: its longest list of modules."""
-    lists = [module for module in base.get_decoder().modules() if isinstance(module, nn.ModuleList)]
-    return list(max(lists, key=len))
+    lists = [list(module) for module in base.get_decoder().modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len)
 
 
 def make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
@@ -213,7 +215,7 @@ def make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
                 module._parameters[name] = made[id(weight)][1]
         for name, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[name] = FakeTensor(mode, buffer, cpu)  # type: ignore[assignment]
+                module._buffers[name] = FakeTensor(mode, buffer, cpu)
 
 
 # --- one step, watched ----------------------------------------------------------------------------------------------
@@ -379,19 +381,21 @@ def divide(
 
     ZeRO-1 divides the optimizer's states by the devices, ZeRO-2 the gradients too, ZeRO-3 and FSDP2 the weights too
     (Rajbhandari et al. 2020, section 5); these bring one layer together at a time, FSDP2 the next one as well. A
-    layer's gradients are whole before they are divided. `compute_bytes` is the size of the number products are
-    computed in: a 4-bit layer is widened to it while it is used.
+    layer's gradients are whole before they are divided. Without sharding, DDP copies all gradients into its buckets.
+    `compute_bytes` is the size of the number products are computed in: a 4-bit layer is widened to it while it is used.
     """
     n = num_devices if sharding != "none" else 1
     splits_gradients, splits_weights = sharding in ("zero2", "zero3", "fsdp2"), sharding in ("zero3", "fsdp2")
     weights = size.weights_bytes // n if splits_weights else size.weights_bytes
     gathered = size.layer_bytes * (2 if sharding == "fsdp2" else 1) if splits_weights and n > 1 else 0
+    if sharding == "none" and num_devices > 1:
+        gathered = size.gradients_bytes
     whole_gradients = size.layer_trainable_bytes if splits_gradients and n > 1 else 0
     widened = size.largest_matrix_parameters * compute_bytes if method == "qlora" else 0
 
     def held(moment: Moment) -> Moment:
         gradients = moment.gradients // n + whole_gradients if splits_gradients else moment.gradients
-        copies = min(moment.weight_copies, gathered) if gathered else moment.weight_copies
+        copies = min(moment.weight_copies, gathered) if splits_weights and n > 1 else moment.weight_copies
         return moment._replace(gradients=gradients, weight_copies=copies)
 
     peak = max((held(moment) for trace in traces for moment in trace.moments), key=sum, default=NOTHING)

@@ -16,6 +16,7 @@ from deft.errors import UserError
 from deft.model.adapters import add_lora
 from deft.model.likelihood import takes_packs
 from deft.model.load import LoadedModel, find_folder, load_model, load_tokenizer, quiet_transformers
+from deft.model.selftest import check_packing
 from deft.prompt.format import ChatFormat, EncodeResult, FormatKind, chat_format_for, encode_examples
 from deft.prompt.role_tokens import add_role_tokens
 from deft.prompt.store import load_chat_format
@@ -71,6 +72,7 @@ def train(
     if config.method != "full":
         model = with_adapters(loaded.model, config, train_embeddings=num_added_tokens > 0)
         loaded = dataclasses.replace(loaded, model=model)
+    check_packing(loaded.model, train_rows.sequences)
     [folder] = broadcast_object_list([open_run(config, identity, unfinished) if processes.is_main_process else None])
     checkpoint = next(reversed(checkpoints(folder)), None)
     if processes.is_main_process:

@@ -1,0 +1,70 @@
+"""The packing self-test: silent where packs are exact, and refusing where a model leaks."""
+
+import numpy as np
+import pytest
+import torch
+
+from deft.errors import UserError
+from deft.model import selftest
+from deft.model.selftest import check_packing, few_short_rows
+from deft.model.tiny import byte_tokenizer, tiny_model
+from deft.types import IGNORED_LABEL, TokenSequence
+
+
+def row(text: str) -> TokenSequence:
+    ids = np.array(byte_tokenizer()(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
+    labels = ids.copy()
+    labels[:3] = IGNORED_LABEL
+    return TokenSequence(id=text, input_ids=ids, labels=labels)
+
+
+ROWS = [row("春眠不觉晓，处处闻啼鸟。"), row("Twelve is 4 × 3."), row("夜来风雨声"), row("花落知多少？"), row("静夜思")]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3"])
+def test_exact_packs_pass(architecture: str) -> None:
+    assert check_packing(tiny_model(architecture, seed=3), ROWS) < 1e-5
+
+
+def test_a_layer_that_mixes_neighbouring_tokens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama", seed=3)
+    embed = model.get_input_embeddings()
+    plain = embed.forward
+    monkeypatch.setattr(embed, "forward", lambda ids: plain(ids) + 0.5 * plain(ids).roll(1, dims=1).cumsum(1))
+    with pytest.raises(UserError, match="would see each other in LlamaForCausalLM") as caught:
+        check_packing(model, ROWS)
+    assert "nats per token over 4 rows" in str(caught.value)
+
+
+def test_a_model_that_drops_the_lengths_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama", seed=3)
+    decoder = model.get_decoder()
+    plain = decoder.forward
+
+    def forgetful(*args: object, row_lengths: object = None, **options: object) -> object:
+        return plain(*args, **options)
+
+    monkeypatch.setattr(decoder, "forward", forgetful)
+    with pytest.raises(UserError, match="would see each other") as caught:
+        check_packing(model, ROWS)
+    assert "lengths of the rows" in str(caught.value)
+
+
+def test_a_model_that_gives_no_numbers_is_refused() -> None:
+    model = tiny_model("llama", seed=3)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="no finite loss, before any training"):
+        check_packing(model, ROWS)
+
+
+def test_few_and_short_rows_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [len(one) for one in few_short_rows(ROWS)] == sorted(len(one) for one in ROWS)[:4]
+    monkeypatch.setattr(selftest, "MAX_TOKENS", 20)
+    assert len(few_short_rows(ROWS)) == 1
+
+
+def test_training_mode_is_kept() -> None:
+    model = tiny_model("llama", seed=3).train()
+    check_packing(model, ROWS)
+    assert model.training
