@@ -29,8 +29,9 @@ from rich.table import Table
 from deft.model.load import find_folder, load_tokenizer
 from deft.model.tiny import save_tiny
 from deft.train.config import TrainConfig
-from deft.train.estimate import MachineSpeed, estimate, measure_speed
+from deft.train.estimate import estimate
 from deft.train.run import encode, find_chat_format, train
+from deft.train.workload import MachineSpeed, measure_speed
 from deft.types import Example, Message
 
 QUIET = Console(quiet=True)

@@ -290,7 +290,11 @@ def understand(words: tuple[str, ...], where: str) -> None:
     """
     from deft.train.ancestor import config_from_flags
 
-    program, *arguments = words[words.index("|") + 1 :] if "|" in words else words
+    words = words[words.index("|") + 1 :] if "|" in words else words
+    words = tuple(word for word in words if not re.fullmatch(r"[A-Z_]+=\S*", word))  # variables of the environment
+    program, *arguments = words
+    if program == "torchrun":  # what it starts is a module of ours, with flags like any other command
+        program, *arguments = words[words.index("-m") + 1 :]
     try:
         if program == "deft":
             cli.app.parse_args(arguments, exit_on_error=False, print_error=False)

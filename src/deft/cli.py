@@ -417,9 +417,7 @@ def estimate_files(config: TrainConfig, *, num_devices: int, device_memory: str 
     valid_examples = read(config.valid, skip_broken=config.skip_broken) if config.valid else []
     from deft.train.dryrun import dry_run
 
-    dry_run(
-        config, train_examples, valid_examples, console(), num_devices=num_devices, device_memory=device_memory
-    )
+    dry_run(config, train_examples, valid_examples, console(), num_devices=num_devices, device_memory=device_memory)
 
 
 def train_files(config: TrainConfig) -> "TrainResult":

@@ -237,6 +237,7 @@ def check_nothing_local(out: Path, checkpoint: Path) -> None:
     if (checkpoint / ADAPTER_CONFIG).is_file():
         places.add(str(read_object(checkpoint / ADAPTER_CONFIG).get("base_model_name_or_path")))
     places = {place for place in places if Path(place).is_absolute() and len(Path(place).parts) > 1}
+    places |= {json.dumps(place)[1:-1] for place in places}  # as JSON writes what is not ASCII
     for file in sorted(out.iterdir()):
         if file.suffix in (".json", ".md", ".jinja") and file.name not in ("tokenizer.json", "vocab.json"):
             text = file.read_text(encoding="utf-8")

@@ -50,15 +50,16 @@ def dry_run(
     rows = encode(train_examples, chat_format, config, "training", console)
     if valid_examples:
         encode(valid_examples, chat_format, config, "validation", console)
-    found = estimate(
-        config,
-        folder,
-        rows,
-        vocab_size=len(tokenizer),
-        train_embeddings=num_added_tokens > 0,
-        num_devices=num_devices,
-        device_memory_bytes=limit_bytes,
-    )
+    with console.status("tracing steps without numbers …"):
+        found = estimate(
+            config,
+            folder,
+            rows,
+            vocab_size=len(tokenizer),
+            train_embeddings=num_added_tokens > 0,
+            num_devices=num_devices,
+            device_memory_bytes=limit_bytes,
+        )
     print_estimate(found, config, console)
     return found
 

@@ -7,9 +7,7 @@ written. `dryrun` prints it.
 import copy
 import dataclasses
 import math
-import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,87 +19,17 @@ from deft.errors import UserError
 from deft.model.checkpoint_files import first_line
 from deft.model.load import choose_device, choose_dtype, quiet_transformers
 from deft.prompt.format import EncodeResult
-from deft.prompt.pack import pack_rows
 from deft.train.config import TrainConfig
-from deft.train.memory import (
-    SHARDINGS,
-    MemoryEstimate,
-    Method,
-    ModelSize,
-    Sharding,
-    StepTrace,
-    divide,
-    meta_model,
-    model_size,
-    trace_step,
-)
-from deft.train.order import RowOrder, split_evenly
+from deft.train.memory import SHARDINGS, MemoryEstimate, Method, ModelSize, Sharding, divide, meta_model, model_size
 from deft.train.run import weights_dtype
+from deft.train.trace import StepTrace, trace_step
+from deft.train.workload import MachineSpeed, Workload, flop_per_epoch, measure_speed, run_time_s, workload
 
-COMPUTE_OVERHEAD = {"cpu": 1.45, "cuda": 2.0, "mps": 2.0}
-"""Time of a step over that of its matrix products at the measured rate; the CPU's was measured (docs/estimate.md)."""
-ADAM_BYTES_MOVED_PER_PARAMETER = 28
-"""AdamW in fp32 reads weight, gradient and two moments, and writes all but the gradient."""
-LIBRARY_BYTES = {"cpu": 150_000_000, "cuda": 800_000_000, "mps": 0}
+LIBRARY_BYTES = {"cpu": 135_000_000, "cuda": 800_000_000, "mps": 0}
 """What libraries take once they compute. CPU: buffers, code and thread stacks that were not there after the imports, as
 measured with a model of nearly no weights; CUDA: its context and the workspace of cuBLAS (not measured here)."""
 PACK_STEP_TOKENS = 64
 """Advice on a pack's length is a multiple of this."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pack:
-    """A pack by its size alone."""
-
-    lengths: tuple[int, ...]
-    num_supervised: int
-
-    @property
-    def num_tokens(self) -> int:
-        """All its tokens."""
-        return sum(self.lengths)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Workload:
-    """What a run goes through. Tokens and packs are those of one epoch, packs those of the first.
-
-    `largest_first` is the largest pack that begins an optimizer step, `largest_later` the largest of those that find
-    gradients already there (None if there are none).
-    """
-
-    num_rows: int
-    dropped: tuple[tuple[str, int], ...]
-    num_shortened: int
-    num_tokens: int
-    num_supervised: int
-    num_packs: int
-    num_padding_tokens: int
-    steps_per_epoch: int
-    num_steps: int
-    longest_row_tokens: int
-    sum_squared_lengths: int
-    largest_first: Pack
-    largest_later: Pack | None
-
-    @property
-    def largest_pack_tokens(self) -> int:
-        """The tokens of the largest pack of all."""
-        return max(pack.num_tokens for pack in (self.largest_first, self.largest_later) if pack is not None)
-
-    @property
-    def largest_pack_supervised(self) -> int:
-        """The most supervised tokens that a pack has."""
-        return max(pack.num_supervised for pack in (self.largest_first, self.largest_later) if pack is not None)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MachineSpeed:
-    """What this machine was measured to do: matrix products, and reading and writing memory."""
-
-    device: str
-    matmul_flop_per_s: float
-    memory_bytes_per_s: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,117 +45,6 @@ class Estimate:
     others: tuple[MemoryEstimate, ...]
     device_memory_bytes: int | None
     advice: str | None
-
-
-# --- the work -------------------------------------------------------------------------------------------------------
-
-
-def workload(config: TrainConfig, rows: EncodeResult, *, num_devices: int = 1) -> Workload:
-    """Lay the rows out in batches and packs for every epoch, as training will, and count.
-
-    The order differs from epoch to epoch, so each is gone through for its largest pack.
-    """
-    batch_size = config.batch_size * num_devices
-    order = RowOrder(len(rows.sequences), batch_size, config.seed)
-    steps_per_epoch = math.ceil(len(order) / config.gradient_accumulation)
-    num_steps = config.max_steps or steps_per_epoch * config.num_epochs
-    first: list[Pack] = []
-    later: list[Pack] = []
-    num_packs = 0
-    for epoch in range(math.ceil(num_steps / steps_per_epoch)):
-        order.set_epoch(epoch)
-        for number, batch in enumerate(order):
-            if epoch * steps_per_epoch + number // config.gradient_accumulation >= num_steps:
-                break
-            for own in split_evenly([rows.sequences[index] for index in batch], num_devices):
-                packs = pack_rows([len(row) for row in own], config.pack_capacity_tokens)
-                num_packs += len(packs) if epoch == 0 else 0
-                for place, pack in enumerate(packs):
-                    found = Pack(
-                        lengths=tuple(len(own[index]) for index in pack),
-                        num_supervised=sum(own[index].num_supervised for index in pack),
-                    )
-                    begins = place == 0 and number % config.gradient_accumulation == 0
-                    (first if begins else later).append(found)
-        first, later = [largest(first)], [largest(later)] if later else []
-    return Workload(
-        num_rows=len(rows.sequences),
-        dropped=tuple(sorted(Counter(row.reason for row in rows.dropped).items())),
-        num_shortened=rows.num_shortened,
-        num_tokens=sum(len(row) for row in rows.sequences),
-        num_supervised=sum(row.num_supervised for row in rows.sequences),
-        num_packs=num_packs,
-        num_padding_tokens=0,  # rows are laid end to end
-        steps_per_epoch=steps_per_epoch,
-        num_steps=num_steps,
-        longest_row_tokens=max(len(row) for row in rows.sequences),
-        sum_squared_lengths=sum(len(row) ** 2 for row in rows.sequences),
-        largest_first=first[0],
-        largest_later=later[0] if later else None,
-    )
-
-
-def largest(packs: Sequence[Pack]) -> Pack:
-    """Return the pack with the most tokens, with the most supervised tokens that any of them has."""
-    longest = max(packs, key=lambda pack: pack.num_tokens)
-    return dataclasses.replace(longest, num_supervised=max(pack.num_supervised for pack in packs))
-
-
-# --- time -----------------------------------------------------------------------------------------------------------
-
-
-def flop_per_epoch(size: ModelSize, work: Workload, attention_width: int, *, method: Method, recomputes: bool) -> float:
-    """Return the floating-point operations of one epoch's matrix products, two for a multiplication and an addition.
-
-    A weight takes part in one product forward, one backward for what came in, and one for its own gradient if it is
-    trained; checkpointing adds a forward pass. Attention's two products see half of the square of a row; its backward
-    pass has five of them (Dao 2023, section 3.1).
-    """
-    base = (3 if method == "full" else 2) + recomputes
-    layers = work.num_tokens * (base * size.matrix_parameters + (3 + recomputes) * size.adapter_parameters)
-    head = work.num_supervised * (3 if method == "full" else 2) * size.head_parameters
-    forward = size.num_layers * work.sum_squared_lengths * attention_width
-    return 2.0 * layers + 2.0 * head + forward * 2.0 * (1 + 2.5 + recomputes)
-
-
-def run_time_s(flop_an_epoch: float, size: ModelSize, work: Workload, speed: MachineSpeed, num_devices: int) -> float:
-    """Return the seconds of a run: its products at the measured rate times an overhead, and its optimizer steps."""
-    num_epochs = work.num_steps / work.steps_per_epoch
-    products_s = flop_an_epoch * num_epochs / speed.matmul_flop_per_s / num_devices
-    step_s = size.num_trainable * ADAM_BYTES_MOVED_PER_PARAMETER / speed.memory_bytes_per_s
-    return products_s * COMPUTE_OVERHEAD[speed.device] + work.num_steps * step_s
-
-
-def measure_speed(hidden_size: int, dtype: torch.dtype, *, num_tokens: int = 512, for_s: float = 0.3) -> MachineSpeed:
-    """Measure this machine for about a second, on a product of the model's shape; the best of several counts."""
-    device = choose_device(None)
-    left = torch.ones(num_tokens, hidden_size, dtype=dtype, device=device)
-    right = torch.ones(hidden_size, 3 * hidden_size, dtype=dtype, device=device)
-    block = torch.ones(1 << 23, dtype=torch.float32, device=device)
-    product_s = best_s(lambda: left @ right, device, for_s)
-    copy_s = best_s(lambda: block.add_(1.0), device, for_s)
-    return MachineSpeed(
-        device=device.type,
-        matmul_flop_per_s=2.0 * num_tokens * hidden_size * 3 * hidden_size / product_s,
-        memory_bytes_per_s=2.0 * block.numel() * 4 / copy_s,
-    )
-
-
-def best_s(work: Callable[[], object], device: torch.device, for_s: float) -> float:
-    """Return the shortest time that `work` took within `for_s` seconds."""
-    fastest, ends_at = math.inf, time.perf_counter() + for_s
-    while time.perf_counter() < ends_at or fastest is math.inf:
-        began_at = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        elif device.type == "mps":
-            torch.mps.synchronize()
-        fastest = min(fastest, time.perf_counter() - began_at)
-    return fastest
-
-
-# --- memory ---------------------------------------------------------------------------------------------------------
 
 
 class Numbers(NamedTuple):
@@ -260,13 +77,19 @@ class Planner:
     def trace(
         self, method: Method, checkpointing: bool, *, max_pack_tokens: int | None = None
     ) -> tuple[ModelSize, list[StepTrace]]:
-        """Trace the packs that may be the fullest: the largest that finds gradients, and a larger one that does not."""
+        """Trace the packs that may be the fullest: the largest that finds gradients, and a larger one that does not.
+
+        An adapter's gradients are so small that the larger of the two is traced alone, as if it found them.
+        """
         first, later = self.work.largest_first, self.work.largest_later
+        candidates = [(first, False)]
+        if later is not None and (method != "full" or later.num_tokens >= first.num_tokens):
+            candidates = [(max(later, first, key=lambda pack: pack.num_tokens), True)]
+        elif later is not None:
+            candidates.append((later, True))
         numbers = numbers_of(self.config, method)
         traces = []
-        for pack, has_gradients in ((later, True), (first, False)):
-            if pack is None or (pack is first and later is not None and later.num_tokens >= first.num_tokens):
-                continue
+        for pack, has_gradients in candidates:
             lengths = shortened(pack.lengths, max_pack_tokens)
             model = self.model(method, checkpointing, numbers.held)
             num_supervised = min(pack.num_supervised, sum(lengths))
@@ -306,7 +129,7 @@ class Planner:
             sharding=sharding,
             num_devices=num_devices,
             compute_bytes=(numbers.autocast or numbers.held).itemsize,
-            library_bytes=LIBRARY_BYTES[choose_device(None).type],
+            library_bytes=LIBRARY_BYTES["cuda" if numbers.autocast else choose_device(None).type],
         )
 
     def longest_pack(self, method: Method, checkpointing: bool, limit_bytes: int, num_devices: int) -> int | None:
@@ -420,7 +243,10 @@ def advise(planner: Planner, memories: Sequence[MemoryEstimate], limit_bytes: in
         alike = [m for m in memories if m.method == own.method and m.gradient_checkpointing == checkpointing]
         if flag and any(fits(memory) for memory in alike if memory.sharding == "none"):
             return f"{flag} makes it fit"
-        if length := planner.longest_pack(own.method, checkpointing, limit_bytes, num_devices):
+        fixed_bytes = own.weights_bytes + own.optimizer_bytes + own.library_bytes
+        if fixed_bytes < limit_bytes and (
+            length := planner.longest_pack(own.method, checkpointing, limit_bytes, num_devices)
+        ):
             limit = f"--max-length-tokens {length}" if length < planner.config.max_length_tokens else ""
             words = " ".join(filter(None, (flag, limit, f"--pack-length-tokens {length}")))
             return f"{words} makes it fit"
