@@ -8,7 +8,7 @@ import peft  # noqa: F401  # so that its code does not count as the memory of tr
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 
-from benchmarks.peers.plan import ADAM_BETAS, MAX_GRAD_NORM, WEIGHT_DECAY, Clock, Plan, start, tell
+from benchmarks.peers.plan import ADAM_BETAS, MAX_GRAD_NORM, NUM_WARM_UP_STEPS, WEIGHT_DECAY, Clock, Plan, start, tell
 from deft.data.read import read_examples
 from deft.train import run
 from deft.train.config import TrainConfig
@@ -53,7 +53,7 @@ def main() -> None:
         raise SystemExit("deft read other rows than the plan has")
     result = run.train(config_of(plan), examples, [], Console(quiet=True))
     report = clock.report("deft", result.best.resolve())
-    if report.num_steps + 2 != len(plan.steps) or report.positions != report.tokens:
+    if report.num_steps + NUM_WARM_UP_STEPS != len(plan.steps) or report.positions != report.tokens:
         raise SystemExit(f"deft ran other steps than the plan has: {report}")
     tell(report)
 

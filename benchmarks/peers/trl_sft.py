@@ -40,7 +40,7 @@ class PlannedTrainer(SFTTrainer):
         return concatenate_datasets(prepared)
 
 
-def arguments_of(plan: Plan, *, checkpointing: bool) -> SFTConfig:
+def arguments_of(plan: Plan, *, as_shipped: bool) -> SFTConfig:
     """Return TRL's settings; what is not named here is left at TRL's default."""
     return SFTConfig(
         output_dir=str(Path(plan.folder) / "trl"),
@@ -55,8 +55,8 @@ def arguments_of(plan: Plan, *, checkpointing: bool) -> SFTConfig:
         adam_beta1=ADAM_BETAS[0],
         adam_beta2=ADAM_BETAS[1],
         max_grad_norm=MAX_GRAD_NORM,
-        gradient_checkpointing=checkpointing,
-        train_sampling_strategy="random" if checkpointing else "sequential",
+        gradient_checkpointing=as_shipped,
+        train_sampling_strategy="random" if as_shipped else "sequential",
         bf16=False,
         use_cpu=True,
         seed=plan.seed,
@@ -81,7 +81,7 @@ def main() -> None:
     values = [{"input_ids": row.input_ids.tolist(), "labels": row.labels.tolist()} for row in rows]
     trainer = (SFTTrainer if as_shipped else PlannedTrainer)(
         model=loaded.model,
-        args=arguments_of(plan, checkpointing=as_shipped),
+        args=arguments_of(plan, as_shipped=as_shipped),
         train_dataset=Dataset.from_list(values),
         processing_class=loaded.tokenizer,
     )

@@ -249,6 +249,15 @@ def test_a_4_bit_layer_is_widened_while_it_is_used() -> None:
     assert found.working_bytes == 7 + 50 * 2
 
 
+def test_saving_is_the_fullest_moment_where_a_step_takes_less() -> None:
+    trace = StepTrace(moments=(Moment(10, 20, 0, 0, 0, 0),), saved_bytes=0)
+    step = divide(SIZE, [trace], method="full", gradient_checkpointing=False, library_bytes=5, saving_bytes=35)
+    assert (step.gradients_bytes, step.activations_bytes, step.library_bytes) == (10, 20, 5)
+    saving = divide(SIZE, [trace], method="full", gradient_checkpointing=False, library_bytes=5, saving_bytes=36)
+    assert (saving.gradients_bytes, saving.activations_bytes, saving.library_bytes) == (0, 0, 36)
+    assert saving.total_bytes == 4000 + 8000 + 36
+
+
 # --- work and time --------------------------------------------------------------------------------------------------
 
 
@@ -323,6 +332,13 @@ def test_time_is_shared_by_devices_but_for_the_optimizer() -> None:
 # --- what fits, and what is said ------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def no_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the libraries' part, beside which a tiny model's memory is nothing."""
+    for name in ("LIBRARY_BYTES", "SAVING_BYTES"):
+        monkeypatch.setattr(f"deft.train.estimate.{name}", dict.fromkeys(("cpu", "cuda", "mps"), 0))
+
+
 def chosen_bytes(**changes: object) -> int:
     config = TrainConfig(max_length_tokens=2048, pack_length_tokens=2048, batch_size=8, **changes)  # type: ignore[arg-type]
     return estimate(config, tiny_config(), rows(*[200] * 8), speed=SPEED, methods=()).chosen.total_bytes
@@ -335,7 +351,7 @@ def advice_for(limit: int, **changes: object) -> str | None:
     return found.advice
 
 
-def test_advice_names_the_smallest_change_that_fits_and_it_does() -> None:
+def test_advice_names_the_smallest_change_that_fits_and_it_does(no_libraries: None) -> None:
     plain, checkpointed = chosen_bytes(), chosen_bytes(gradient_checkpointing=True)
     assert advice_for(plain) is None
     advice = advice_for(plain - 1)

@@ -25,9 +25,13 @@ from deft.train.run import weights_dtype
 from deft.train.trace import StepTrace, trace_step
 from deft.train.workload import MachineSpeed, Workload, flop_per_epoch, measure_speed, run_time_s, workload
 
-LIBRARY_BYTES = {"cpu": 135_000_000, "cuda": 800_000_000, "mps": 0}
-"""What libraries take once they compute. CPU: buffers, code and thread stacks that were not there after the imports, as
-measured with a model of nearly no weights; CUDA: its context and the workspace of cuBLAS (not measured here)."""
+LIBRARY_BYTES = {"cpu": 20_000_000, "cuda": 800_000_000, "mps": 0}
+"""What libraries take once they compute. CPU: code and buffers that were not there after the imports, measured in the
+steps of a model with nearly no weights; CUDA: its context and the workspace of cuBLAS (not measured here)."""
+SAVING_BYTES = {"cpu": 115_000_000, "cuda": 800_000_000, "mps": 0}
+"""What they take when a run has saved its checkpoint and drawn its figure; measured likewise."""
+TOKENIZER_BYTES_PER_TOKEN = 680
+"""What a tokenizer takes on the CPU for each entry of its vocabulary; measured with SmolLM2's 49,152."""
 PACK_STEP_TOKENS = 64
 """Advice on a pack's length is a multiple of this."""
 
@@ -121,6 +125,9 @@ class Planner:
         """Return one device's memory for a traced way to train."""
         size, traces = traced
         numbers = numbers_of(self.config, method)
+        place = "cuda" if numbers.autocast else choose_device(None).type
+        vocabulary = self.model_config.get_text_config().vocab_size
+        tokenizer_bytes = vocabulary * TOKENIZER_BYTES_PER_TOKEN if place == "cpu" else 0
         return divide(
             size,
             traces,
@@ -129,7 +136,8 @@ class Planner:
             sharding=sharding,
             num_devices=num_devices,
             compute_bytes=(numbers.autocast or numbers.held).itemsize,
-            library_bytes=LIBRARY_BYTES["cuda" if numbers.autocast else choose_device(None).type],
+            library_bytes=LIBRARY_BYTES[place] + tokenizer_bytes,
+            saving_bytes=SAVING_BYTES[place] + tokenizer_bytes,
         )
 
     def longest_pack(self, method: Method, checkpointing: bool, limit_bytes: int, num_devices: int) -> int | None:

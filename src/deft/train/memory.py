@@ -178,6 +178,7 @@ def divide(
     num_devices: int = 1,
     compute_bytes: int = 4,
     library_bytes: int = 0,
+    saving_bytes: int = 0,
 ) -> MemoryEstimate:
     """Return one device's memory at the fullest moment of a step.
 
@@ -185,6 +186,8 @@ def divide(
     (Rajbhandari et al. 2020, section 5); these bring one layer together at a time, FSDP2 the next one as well. A
     layer's gradients are whole before they are divided. Without sharding, DDP copies all gradients into its buckets.
     `compute_bytes` is the size of the number products are computed in: a 4-bit layer is widened to it while it is used.
+    `saving_bytes` is what libraries take in place of `library_bytes` when a checkpoint is saved: then no activations
+    are there, but where a step takes little it is the fullest moment.
     """
     n = num_devices if sharding != "none" else 1
     splits_gradients, splits_weights = (sharding in ("zero2", "zero3", "fsdp2"), sharding in ("zero3", "fsdp2"))
@@ -201,6 +204,8 @@ def divide(
         return moment._replace(gradients=gradients, weight_copies=copies)
 
     peak = max((held(moment) for trace in traces for moment in trace.moments), key=sum, default=NOTHING)
+    if sum(peak) + widened + library_bytes < saving_bytes:
+        peak, widened, library_bytes = NOTHING, 0, saving_bytes
     return MemoryEstimate(
         method=method,
         gradient_checkpointing=gradient_checkpointing,
