@@ -31,12 +31,14 @@ from deft.model.tiny import save_tiny
 from deft.train.config import TrainConfig
 from deft.train.estimate import estimate
 from deft.train.run import encode, find_chat_format, train
-from deft.train.workload import MachineSpeed, measure_speed
+from deft.train.workload import MachineSpeed
 from deft.types import Example, Message
 
 QUIET = Console(quiet=True)
 ALLOWED_RATIO = 0.10
 NUM_STEPS = 2
+NO_MATTER = MachineSpeed(device="cpu", matmul_flop_per_s=1e11, memory_bytes_per_s=1e10)
+"""Time is not compared: returning memory at once costs much of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +102,7 @@ def config_of(setting: Setting, folder: Path) -> TrainConfig:
 
 
 def measure(setting: Setting, folder: Path) -> None:
-    """Train, in this process, and print the bytes and the seconds it took as JSON."""
+    """Train, in this process, and print the bytes it took as JSON."""
     import peft  # noqa: F401  # so that its code is not counted
     from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 
@@ -111,9 +113,7 @@ def measure(setting: Setting, folder: Path) -> None:
     train(config, rows, [], QUIET)
     on_gpu = torch.cuda.is_available()
     taken = torch.cuda.max_memory_allocated() if on_gpu else status_bytes("VmHWM") - before
-    metrics = next((folder / "runs").glob("*/metrics.jsonl"))
-    last = [json.loads(line) for line in metrics.read_text().splitlines() if '"tokens_per_s"' in line][-1]
-    print(json.dumps({"bytes": taken, "tokens_per_s": last["tokens_per_s"]}))
+    print(json.dumps({"bytes": taken}))
 
 
 def status_bytes(name: str) -> int:
@@ -122,7 +122,7 @@ def status_bytes(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
-def run_setting(setting: Setting, speed: MachineSpeed, malloc: str) -> dict[str, float]:
+def run_setting(setting: Setting, malloc: str) -> dict[str, int]:
     """Predict and measure one setting."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -130,7 +130,7 @@ def run_setting(setting: Setting, speed: MachineSpeed, malloc: str) -> dict[str,
         tokenizer = load_tokenizer(config.model)
         chat_format, _ = find_chat_format(tokenizer, find_folder(config.model, weights=False), config.chat_format)
         rows = encode(rows_of(setting, config), chat_format, config, "training", QUIET)
-        found = estimate(config, find_folder(config.model, weights=False), rows, speed=speed, methods=())
+        found = estimate(config, find_folder(config.model, weights=False), rows, speed=NO_MATTER, methods=())
         environment = os.environ | ({"MALLOC_MMAP_THRESHOLD_": "65536"} if malloc == "exact" else {})
         values = json.dumps(dataclasses.asdict(setting))
         command = [sys.executable, "-m", "benchmarks.memory_estimate", "--measure", values, "--folder", name]
@@ -145,8 +145,6 @@ def run_setting(setting: Setting, speed: MachineSpeed, malloc: str) -> dict[str,
         "tokens": found.workload.largest_pack_tokens,
         "predicted": predicted,
         "measured": measured["bytes"],
-        "predicted_s": found.time_s,
-        "measured_s": found.workload.num_tokens / measured["tokens_per_s"],
     }
 
 
@@ -162,20 +160,17 @@ def main() -> None:
         measure(Setting(**json.loads(arguments.measure)), arguments.folder)
         return
     table = Table(title="peak memory of a device, predicted and measured")
-    columns = ("setting", "pack, tokens", "predicted, MB", "measured, MB", "ratio", "time, predicted s", "measured s")
-    for column in columns:
+    for column in ("setting", "pack, tokens", "predicted, MB", "measured, MB", "ratio"):
         table.add_column(column, justify="left" if column == "setting" else "right")
     num_off = 0
     began_at = time.monotonic()
     for setting in SETTINGS:
         if arguments.only and arguments.only not in setting.name:
             continue
-        hidden = setting.model["hidden_size"] if isinstance(setting.model, dict) else 576
-        row = run_setting(setting, measure_speed(hidden, torch.float32), arguments.malloc)
+        row = run_setting(setting, arguments.malloc)
         ratio = row["predicted"] / row["measured"]
         num_off += abs(ratio - 1) > ALLOWED_RATIO
         cells = [f"{row['predicted'] / 1e6:,.0f}", f"{row['measured'] / 1e6:,.0f}", f"{ratio:.3f}"]
-        cells += [f"{row['predicted_s']:.1f}", f"{row['measured_s']:.1f}"]
         table.add_row(setting.name, f"{row['tokens']:,}", *cells)
         print(setting.name, *cells, sep=" · ", flush=True)
     Console(width=140).print(table)

@@ -457,3 +457,17 @@ def test_every_setting_of_the_plan_is_in_its_key(model: Path) -> None:
     assert key(output_dir=Path("b"), resume_training=True) == same
     others = [key(seed=1), key(num_epochs=2), key(max_new_tokens=9), key(num_valid_rows=3), key(lang="en")]
     assert len({same, *others}) == 6
+
+
+def test_entering_the_environment_is_told_where_it_is_needed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from deft.quickstart.outcome import needs_activation
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert not needs_activation(), "there is nothing to enter"
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/activate").touch()
+    assert needs_activation()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/deft").touch(mode=0o755)
+    assert not needs_activation(), "deft is found already"

@@ -1,5 +1,6 @@
 """Valid rows go in; files with one row spoiled at random come out, with what must still hold of them."""
 
+import copy
 import json
 import random
 from collections.abc import Callable
@@ -101,7 +102,7 @@ def rename_key(row: Any, chance: random.Random) -> bytes:
 def change_type(row: Any, chance: random.Random) -> bytes:
     for _ in range(chance.randint(1, 2)):
         container, key = chance.choice(spots(row))
-        container[key] = chance.choice(ODD_VALUES)
+        container[key] = copy.deepcopy(chance.choice(ODD_VALUES))  # it may be changed next
         if not spots(row):
             break
     return dump(row)

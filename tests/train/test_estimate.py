@@ -101,6 +101,19 @@ def test_adapters_add_rank_times_inputs_and_outputs_of_every_linear_layer() -> N
     assert size.matrix_parameters == 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
 
 
+def test_adapters_on_named_layers_only_and_their_dropout_are_what_the_settings_say() -> None:
+    config = tiny_config()
+
+    def planned(**changes: object) -> tuple[int, int]:
+        settings = TrainConfig(method="lora", lora_rank=4, **changes)  # type: ignore[arg-type]
+        found = estimate(settings, config, rows(60), speed=SPEED, methods=())
+        return found.size.num_trainable, found.chosen.saved_per_layer_bytes
+
+    plain, named = planned(), planned(lora_targets=("q_proj", "v_proj"))
+    assert named[0] == 2 * 4 * ((64 + 64) + (64 + 32))
+    assert named[1] < plain[1] < planned(lora_dropout=0.1)[1], "dropout keeps its masks and what it let through"
+
+
 def test_dora_adds_a_magnitude_for_each_output() -> None:
     lora, dora = (
         model_size(meta_model(tiny_config(), method=method, dtype=torch.float32, lora_rank=4), method)

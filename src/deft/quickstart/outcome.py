@@ -2,6 +2,7 @@
 
 import dataclasses
 import shlex
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from deft.report.terminal import changes_table
 from deft.report.texts import Lang
 from deft.report.values import percent, readable_time, shown_value
 from deft.rundir import fingerprint, remove, versions, write_json
+
+ACTIVATE = Path(".venv/bin/activate")
+"""What `make install` leaves for a shell to enter the project's environment."""
 
 
 def collect(
@@ -124,7 +128,8 @@ def say_where_to_go(plan: Plan, folder: Path, results: Results, tell: Teller, *,
     for line in files.splitlines():
         console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"\n[bold]{tell.text('next')}[/]")
-    for command, what in next_commands(plan, folder, tell):
+    activate = [(f"source {ACTIVATE}", tell.text("activate"))] if needs_activation() else []
+    for command, what in (*activate, *next_commands(plan, folder, tell)):
         console.print(f"  {what}\n    [cyan]{escape(command)}[/]", highlight=False, soft_wrap=True)
     abilities = [change for name, change in results.changes.items() if name != OVERALL]
     summary = tell.text(
@@ -142,6 +147,11 @@ def say_where_to_go(plan: Plan, folder: Path, results: Results, tell: Teller, *,
     cost = tell.text(cost_text, rows=results.num_train_rows, time=readable_time(stored["total_time_s"]))
     mark = "[green]✓[/]" if overall.high < 0 else "[yellow]·[/]"
     console.print(f"\n{mark} {summary}\n  {cost}", highlight=False, soft_wrap=True)
+
+
+def needs_activation() -> bool:
+    """Say whether `deft` is installed in the project's environment only, which this shell has not entered."""
+    return shutil.which("deft") is None and ACTIVATE.exists()
 
 
 def next_commands(

@@ -109,6 +109,8 @@ class Planner:
             method=method,
             dtype=held,
             lora_rank=self.config.lora_rank,
+            lora_targets=self.config.lora_targets,
+            lora_dropout=self.config.lora_dropout,
             train_embeddings=self.train_embeddings,
             gradient_checkpointing=checkpointing,
         )

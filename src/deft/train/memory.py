@@ -12,8 +12,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
 
-from deft.model.adapters import add_lora
+from deft.model.adapters import ALL_LINEAR, add_lora
 from deft.model.likelihood import base_model
 from deft.model.load import quiet_transformers
 from deft.train.trace import NOTHING, Moment, StepTrace
@@ -88,6 +89,8 @@ def meta_model(
     method: Method,
     dtype: torch.dtype,
     lora_rank: int = 16,
+    lora_targets: Sequence[str] = ALL_LINEAR,
+    lora_dropout: float = 0.0,
     train_embeddings: bool = False,
     gradient_checkpointing: bool = False,
 ) -> Any:
@@ -101,25 +104,19 @@ def meta_model(
         model.train()
         if gradient_checkpointing:  # transformers itself sets this up, when training begins
             model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
-        if method != "full":
-            if gradient_checkpointing:
-                model.enable_input_require_grads()
-            model = adapted(model, method, lora_rank, train_embeddings)
-    return model
-
-
-def adapted(model: Any, method: Method, rank: int, train_embeddings: bool) -> Any:
-    """Put adapters on a model; DoRA's magnitudes too (rsLoRA only scales its adapters differently)."""
-    if method != "dora":
-        return add_lora(model, rank=rank, alpha=2.0 * rank, dropout=0.0, train_embeddings=train_embeddings)
-    from peft import LoraConfig, get_peft_model
-
-    whole = (model.get_input_embeddings(), model.get_output_embeddings()) if train_embeddings else ()
-    names = [name for name, module in model.named_modules() if any(module is part for part in whole)]
-    settings = LoraConfig(
-        task_type="CAUSAL_LM", r=rank, target_modules="all-linear", use_dora=True, modules_to_save=names or None
-    )
-    return get_peft_model(model, settings)
+        if method == "full":
+            return model
+        if gradient_checkpointing:
+            model.enable_input_require_grads()
+        return add_lora(
+            model,
+            method="lora" if method == "qlora" else method,
+            targets=lora_targets,
+            rank=lora_rank,
+            alpha=1.0,  # no number is computed
+            dropout=lora_dropout,
+            train_embeddings=train_embeddings,
+        )
 
 
 def model_size(model: Any, method: Method) -> ModelSize:
@@ -128,7 +125,7 @@ def model_size(model: Any, method: Method) -> ModelSize:
     head = base.get_output_embeddings()
     weights = list(model.parameters())
     trainable = [weight for weight in weights if weight.requires_grad]
-    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
     adapters = [m.weight for name, m in linears.items() if "lora_" in name]
     matrices = [m.weight for name, m in linears.items() if "lora_" not in name]
     saved = 0
