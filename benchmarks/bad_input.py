@@ -269,6 +269,24 @@ def fuzz(num_fuzzed: int, seed: int, told: Told) -> tuple[Counter[str], list[str
     return counts, failures
 
 
+@contextmanager
+def in_memory() -> Iterator[None]:
+    """Have temporary files lie in memory where the system offers it: deft waits for the disk with every file it writes.
+
+    They are all gone afterwards, the lock files of `deft pull` among them.
+    """
+    shared = Path("/dev/shm")
+    parent = shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory(prefix="deft-bad-input-", dir=parent) as name:
+        Path(name).chmod(0o755)
+        tempfile.tempdir = os.environ["TMPDIR"] = name
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+
+
 def main() -> None:
     """Run everything, print counts by kind and every failure."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -276,28 +294,35 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="decides the mutations")
     parser.add_argument("--only", help="run only cases whose name holds this, and no fuzzing unless it is `fuzz`")
     arguments = parser.parse_args()
+    with in_memory():
+        failures = run_all(arguments.fuzzed, arguments.seed, arguments.only)
+    for failure in failures:
+        print(f"FAILED {failure}")
+    sys.exit(bool(failures))
+
+
+def run_all(num_fuzzed: int, seed: int, only: str | None) -> list[str]:
+    """Run the table and the fuzzing, print counts by kind, and return the failures."""
     began_at = time.monotonic()
     told = Told()
-    counts: Counter[str] = Counter()
     failures: list[str] = []
-    if arguments.only != "fuzz":
-        with tempfile.TemporaryDirectory(prefix="deft-tiny-") as name:
-            Path(name).chmod(0o755)
-            faults.warm_up()
-            tiny = table.save_tiny(Path(name) / table.TINY)
-            counts, failures = run_table(tiny, told, arguments.only)
+    if only != "fuzz":
+        faults.warm_up()
+        tiny = table.save_tiny(Path(tempfile.mkdtemp()) / table.TINY)
+        tiny.parent.chmod(0o755)
+        counts, failures = run_table(tiny, told, only)
         for kind, count in counts.items():
             print(f"{count:6,}  {kind}")
-    print(f"{sum(counts.values()):,} cases, {len(failures)} failed, {time.monotonic() - began_at:.0f} s", flush=True)
-    if arguments.only in (None, "fuzz"):
-        fuzzed, more = fuzz(arguments.fuzzed, arguments.seed, told)
+        print(
+            f"{sum(counts.values()):,} cases, {len(failures)} failed, {time.monotonic() - began_at:.0f} s", flush=True
+        )
+    if only in (None, "fuzz"):
+        fuzzed, more = fuzz(num_fuzzed, seed, told)
         for kind, count in sorted(fuzzed.items()):
             print(f"{count:6,}  {kind}")
         print(f"{sum(fuzzed.values()):,} fuzzed files, {len(more)} failed, {time.monotonic() - began_at:.0f} s in all")
         failures += more
-    for failure in failures:
-        print(f"FAILED {failure}")
-    sys.exit(bool(failures))
+    return failures
 
 
 if __name__ == "__main__":

@@ -304,3 +304,28 @@ def test_real_files_lose_no_row(name: str, num_rows: int) -> None:
     assert len(result.examples) == num_rows == len(json.loads((SHARED / name).read_text(encoding="utf-8")))
     text = (SHARED / name).read_text(encoding="utf-8").splitlines()
     assert all(text[int(one.source.rpartition(":")[2]) - 1].strip() == "{" for one in result.examples)
+
+
+@pytest.mark.parametrize("target", ["没有.jsonl", "环.jsonl"], ids=["nowhere", "itself"])
+def test_a_link_that_leads_nowhere_is_told_and_not_passed_over(tmp_path: Path, target: str) -> None:
+    (tmp_path / "一.jsonl").write_text('{"instruction": "问", "output": "答"}\n', encoding="utf-8")
+    (tmp_path / "环.jsonl").symlink_to(tmp_path / target)
+    with pytest.raises(UserError, match="leads nowhere") as caught:
+        read_examples([tmp_path])
+    assert "环.jsonl" in str(caught.value) and "mend or delete the link" in str(caught.value)
+
+
+def test_utf_32_is_told_as_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "宽.jsonl"
+    path.write_bytes('{"instruction": "问", "output": "答"}'.encode("utf-32"))
+    with pytest.raises(UserError) as caught:
+        read_examples([path])
+    assert "iconv -f UTF-32" in str(caught.value)
+
+
+def test_passing_over_broken_rows_is_not_advised_where_nothing_would_be_left(tmp_path: Path) -> None:
+    path = tmp_path / "坏.jsonl"
+    path.write_text('{"instruction": "问", "output": ""}\n', encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        read_examples([path])
+    assert "--skip-broken" not in str(caught.value) and "1 of the 1 rows" in str(caught.value)

@@ -50,7 +50,7 @@ def files_in(folder: Path) -> list[Path]:
     """Return the data files in a folder and its subfolders, sorted by name; links are followed.
 
     Raises:
-        UserError: if there are none, or a folder cannot be listed.
+        UserError: if there are none, a folder cannot be listed, or a link leads nowhere.
     """
 
     def stop(error: OSError) -> None:
@@ -63,6 +63,10 @@ def files_in(folder: Path) -> list[Path]:
             name for name in subfolders if not name.startswith(".") and os.path.realpath(Path(parent, name)) not in seen
         ]
         files += [Path(parent, name) for name in names if is_data_name(name)]
+    for file in files:
+        if file.is_symlink() and not file.exists():
+            fix = "mend or delete the link"
+            raise UserError("a link in the folder leads nowhere", got=str(file.readlink()), where=str(file), fix=fix)
     files = [file for file in files if file.is_file()]
     if not files:
         fix = f"data files end in {', '.join(DATA_SUFFIXES)}; hidden and .partial files are left out"

@@ -25,7 +25,12 @@ FOREIGN_STARTS = {
     b"PK\x03\x04": ("the file is compressed", "unpack it first: unzip {file}"),
     b"version https://git-lfs": ("the file is a Git LFS pointer, not the data", "fetch the data: git lfs pull"),
 }
-UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+WIDE_MARKS = {  # in this order: the first mark of UTF-32 begins with that of UTF-16
+    b"\xff\xfe\x00\x00": "UTF-32",
+    b"\x00\x00\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
 SPACE = re.compile(r"[ \t\r\n]*")
 PARQUET_BATCH_ROWS = 1024
 JSON_SHAPES = "a file is one JSON array of rows, or has one JSON row on each line"
@@ -46,8 +51,9 @@ def raw_rows(path: Path) -> Iterator[RawRow]:
             for mark, (what, fix) in FOREIGN_STARTS.items():
                 if start.startswith(mark):
                     raise UserError(what, where=str(path), fix=fix.format(file=shlex.quote(str(path))))
-            if start.startswith(UTF16_MARKS) or b"\0" in start[:4]:
-                raise wrong_encoding(path, 1, "UTF-16")
+            wide = next((name for mark, name in WIDE_MARKS.items() if start.startswith(mark)), None)
+            if wide or b"\0" in start[:4]:
+                raise wrong_encoding(path, 1, wide or "UTF-16")
             yield from parquet_rows(path) if start.startswith(b"PAR1") else json_rows(path, stream)
     except OSError as error:
         raise cannot_read(path, error) from error
@@ -152,7 +158,9 @@ def json_fault(error: ValueError | RecursionError) -> UserError:
         return UserError("the JSON is nested too deeply", fix="a row is an object of texts, numbers and short lists")
     if isinstance(error, JSONDecodeError):
         near = error.doc[max(0, error.pos - 20) : error.pos + 20]
-        return UserError(f"not valid JSON: {error.msg} at column {error.colno}", got=near, fix=JSON_SHAPES)
+        return UserError(
+            f"not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}", got=near, fix=JSON_SHAPES
+        )
     return UserError("a number has too many digits", fix="put long numbers in quotes")
 
 

@@ -119,10 +119,7 @@ def first_broken(broken: list[BrokenRow], *, num_rows: int) -> UserError:
     """Return the error for the first broken row of a file, with the number of all of them."""
     first = broken[0]
     count = f"{len(broken):,} of the {num_rows:,} rows of this file are broken"
-    advice = f"{first.fix}; " if first.fix else ""
-    return UserError(
-        first.reason,
-        got=first.got,
-        where=first.source,
-        fix=f"{advice}or pass over broken rows with --skip-broken ({count})",
-    )
+    remedies = [first.fix or "mend the row"]
+    if len(broken) < num_rows:
+        remedies.append("or pass over broken rows with --skip-broken")
+    return UserError(first.reason, got=first.got, where=first.source, fix=f"{'; '.join(remedies)} ({count})")
