@@ -8,6 +8,7 @@ Exit code 1 if one is not.
 """
 
 import argparse
+import json
 import random
 import subprocess
 import sys
@@ -88,10 +89,17 @@ def run_killed(start: list[str], runs: Path, kills: int, whole_s: float, chance:
             process.kill()
             process.communicate()
             moments.append(moment or 0.0)
+            if is_finished(runs):  # killed in the last moments of the process, after its last checkpoint
+                return moments
             continue
         if process.returncode:
             raise SystemExit(f"the resumed run failed:\n{message.decode()}")
         return moments
+
+
+def is_finished(runs: Path) -> bool:
+    """Say whether the run in `runs` is recorded as finished."""
+    return any(json.loads(file.read_text(encoding="utf-8"))["finished"] for file in runs.glob("*/run.json"))
 
 
 def final_weights(runs: Path) -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ In: the settings and the encoded rows. Out: counts, the largest packs, floating-
 
 import dataclasses
 import math
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -159,14 +160,17 @@ def run_time_s(flop_an_epoch: float, size: ModelSize, work: Workload, speed: Mac
     return products_s * COMPUTE_OVERHEAD[speed.device] + work.num_steps * step_s
 
 
-def measure_speed(hidden_size: int, dtype: torch.dtype, *, num_tokens: int = 512, for_s: float = 0.3) -> MachineSpeed:
-    """Measure this machine for about a second, on a product of the model's shape; the best of several counts."""
+def measure_speed(hidden_size: int, dtype: torch.dtype, *, num_tokens: int = 512, for_s: float = 0.5) -> MachineSpeed:
+    """Measure this machine for about a second, on a product of the model's shape; the median of many counts.
+
+    So other work that the machine is busy with is in it.
+    """
     device = choose_device(None)
     left = torch.ones(num_tokens, hidden_size, dtype=dtype, device=device)
     right = torch.ones(hidden_size, 3 * hidden_size, dtype=dtype, device=device)
-    block = torch.ones(1 << 23, dtype=torch.float32, device=device)
-    product_s = best_s(lambda: left @ right, device, for_s)
-    copy_s = best_s(lambda: block.add_(1.0), device, for_s)
+    block = torch.ones(1 << 25, dtype=torch.float32, device=device)
+    product_s = median_s(lambda: left @ right, device, for_s)
+    copy_s = median_s(lambda: block.add_(1.0), device, for_s)
     return MachineSpeed(
         device=device.type,
         matmul_flop_per_s=2.0 * num_tokens * hidden_size * 3 * hidden_size / product_s,
@@ -174,15 +178,16 @@ def measure_speed(hidden_size: int, dtype: torch.dtype, *, num_tokens: int = 512
     )
 
 
-def best_s(work: Callable[[], object], device: torch.device, for_s: float) -> float:
-    """Return the shortest time that `work` took within `for_s` seconds."""
-    fastest, ends_at = math.inf, time.perf_counter() + for_s
-    while time.perf_counter() < ends_at or fastest is math.inf:
+def median_s(work: Callable[[], object], device: torch.device, for_s: float) -> float:
+    """Return the median time that `work` takes, repeated for `for_s` seconds."""
+    taken: list[float] = []
+    ends_at = time.perf_counter() + for_s
+    while time.perf_counter() < ends_at or not taken:
         began_at = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize()
         elif device.type == "mps":
             torch.mps.synchronize()
-        fastest = min(fastest, time.perf_counter() - began_at)
-    return fastest
+        taken.append(time.perf_counter() - began_at)
+    return statistics.median(taken)
