@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 
 import torch
@@ -130,8 +130,10 @@ def main() -> None:
             wanted = arguments.kills // len(settings) + (number < arguments.kills % len(settings))
             moments: list[float] = []
             equal = True
-            while len(moments) < wanted and equal:
-                killed = folder / f"killed-{number}-{len(moments)}"
+            for attempt in count():
+                if len(moments) == wanted or not equal:
+                    break
+                killed = folder / f"killed-{number}-{attempt}"
                 start = command(folder, killed, setting)
                 moments += run_killed(start, killed, wanted - len(moments), took_s, chance)
                 found = final_weights(killed)
