@@ -14,6 +14,7 @@ tiny random model stands in for the embedded one (the `slow` test takes the real
 
 import contextlib
 import io
+import os
 import json
 import re
 import runpy
@@ -151,7 +152,10 @@ class Shell:
             self.script(arguments + (short if trains else []), expect)
         elif words[:2] == ("bash", "run_train.sh"):
             if self.real:
-                done = subprocess.run([*words, *short], cwd=self.folder, capture_output=True, text=True, check=False)
+                activated = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+                done = subprocess.run(
+                    [*words, *short], cwd=self.folder, env=activated, capture_output=True, text=True, check=False
+                )
                 assert done.returncode == expect, done.stderr
             else:
                 assert 'train_sft.py "$@"' in (self.folder / "run_train.sh").read_text(encoding="utf-8")
