@@ -14,8 +14,8 @@ tiny random model stands in for the embedded one (the `slow` test takes the real
 
 import contextlib
 import io
-import os
 import json
+import os
 import re
 import runpy
 import shlex
