@@ -20,7 +20,7 @@ from deft.train.config import TrainConfig
 from deft.train.memory import Method, ModelSize
 from deft.train.order import RowOrder, split_evenly
 
-COMPUTE_OVERHEAD = {"cpu": 1.2, "cuda": 2.0, "mps": 2.0}
+COMPUTE_OVERHEAD = {"cpu": 1.5, "cuda": 2.0, "mps": 2.0}
 """Time of a step over that of its matrix products: 84 % of a profiled step on a CPU; an assumption on a GPU."""
 ADAM_BYTES_MOVED_PER_PARAMETER = 28
 """AdamW in fp32 reads weight, gradient and two moments, and writes all but the gradient."""
