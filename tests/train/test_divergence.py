@@ -73,7 +73,7 @@ def settings(model: Path, folder: Path, learning_rate: float) -> TrainConfig:
 
 
 def test_a_run_that_explodes_ends_with_the_rows(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="exploded|became") as caught:
+    with pytest.raises(UserError, match=r"exploded|became") as caught:
         run.train(settings(model, tmp_path, 5.0), examples(), [], Console(quiet=True))
     ids = {row.id for row in examples()}
     named = caught.value.got.removeprefix("rows ").split(", ")

@@ -12,7 +12,7 @@ goes through `scaled_dot_product_attention` on its own.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch.nn.attention.varlen import varlen_attn
@@ -26,6 +26,25 @@ ROWS_APART = "deft_rows_apart"
 
 UNSUPPORTED_OPTIONS = ("softcap", "s_aux", "position_bias")
 """Options of an attention layer that scaled dot products alone cannot express; a model that uses one is refused."""
+
+
+class RowLengths(Sequence[int]):
+    """The lengths of a pack's rows, of a class of its own: torch.compile would compile anew for each tuple."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self._lengths = tuple(lengths)
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[int]: ...
+
+    def __getitem__(self, place: int | slice) -> int | Sequence[int]:
+        return self._lengths[place]
 
 
 LARGEST_KERNEL_HEAD = 256

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from deft.model.attention import rows_apart
+from deft.model.attention import RowLengths, rows_apart
 from deft.types import IGNORED_LABEL, TokenSequence
 
 HEAD_CHUNK_TOKENS = 512
@@ -87,7 +87,7 @@ def supervised_nll(model: PreTrainedModel, packed: PackedRows) -> SupervisedNLL:
     inputs: dict[str, Any] = {
         "input_ids": packed.input_ids.to(device),
         "position_ids": packed.position_ids.to(device),
-        "row_lengths": packed.row_lengths,
+        "row_lengths": RowLengths(packed.row_lengths),
         "use_cache": False,
     }
     predicting, targets = packed.predicting.to(device), packed.targets.to(device)

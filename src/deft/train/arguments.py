@@ -39,8 +39,6 @@ def arguments_of(config: TrainConfig, folder: Path) -> TrainingArguments:
         "max_grad_norm": config.max_grad_norm,
         "bf16": config.dtype == "bfloat16" or (config.dtype == "auto" and on_gpu),
         "fp16": config.dtype == "float16" and on_gpu,
-        "activation_checkpointing": config.gradient_checkpointing,
-        "activation_checkpointing_kwargs": {"use_reentrant": False} if config.gradient_checkpointing else None,
         "seed": config.seed,
         "eval_strategy": "epoch" if config.valid else "no",
         "save_strategy": "epoch",

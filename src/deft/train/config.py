@@ -71,6 +71,10 @@ class TrainConfig:
     """auto: float32 on a CPU, bfloat16 on a GPU."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, a third more work."""
+    checkpointing_keeps: Literal["nothing", "products"] = "nothing"
+    """With gradient checkpointing: what is kept all the same; products cost memory and save most of that work."""
+    compile: bool = False
+    """Compile the layers (torch.compile): minutes at the start, faster steps on a GPU."""
     seed: int = 0
     """Decides the order of the rows and the initial adapters."""
     save_steps: int | None = None

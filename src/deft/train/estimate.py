@@ -121,6 +121,7 @@ class Planner:
             lora_dropout=self.config.lora_dropout,
             train_embeddings=self.train_embeddings,
             gradient_checkpointing=checkpointing,
+            checkpointing_keeps=self.config.checkpointing_keeps,
         )
 
     def memory(

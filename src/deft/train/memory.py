@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from deft.model.adapters import ALL_LINEAR, add_lora
 from deft.model.likelihood import base_model
 from deft.model.load import quiet_transformers
+from deft.model.speed import checkpointing_settings, decoder_layers
 from deft.train.trace import NOTHING, Moment, StepTrace
 
 Method = Literal["full", "lora", "rslora", "dora", "qlora"]
@@ -93,6 +94,7 @@ def meta_model(
     lora_dropout: float = 0.0,
     train_embeddings: bool = False,
     gradient_checkpointing: bool = False,
+    checkpointing_keeps: str = "nothing",
 ) -> Any:
     """Return the model that `train` would make, on the meta device: shapes and types, no numbers.
 
@@ -103,7 +105,9 @@ def meta_model(
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         model.train()
         if gradient_checkpointing:  # transformers itself sets this up, when training begins
-            model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+            model.gradient_checkpointing_enable(
+                checkpointing_settings(checkpointing_keeps) | {"preserve_rng_state": False}
+            )
         if method == "full":
             return model
         if gradient_checkpointing:
@@ -154,12 +158,6 @@ def model_size(model: Any, method: Method) -> ModelSize:
 def num_bytes(tensors: Any) -> int:
     """Return the bytes of tensors together."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def decoder_layers(base: Any) -> list[nn.Module]:
-    """Return the layers of a decoder: its longest list of modules."""
-    lists = [list(module) for module in base.get_decoder().modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=len)
 
 
 # --- what each device holds -----------------------------------------------------------------------------------------

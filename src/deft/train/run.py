@@ -19,6 +19,7 @@ from deft.model.host_memory import keep_freed_memory
 from deft.model.likelihood import takes_packs
 from deft.model.load import LoadedModel, choose_device, find_folder, load_model, load_tokenizer, quiet_transformers
 from deft.model.selftest import check_packing
+from deft.model.speed import checkpointing_settings, compile_layers
 from deft.prompt.format import ChatFormat, EncodeResult, FormatKind, chat_format_for, encode_examples
 from deft.prompt.pieces import painted_pieces
 from deft.prompt.role_tokens import add_role_tokens
@@ -83,7 +84,11 @@ def train(
     if config.method != "full":
         model = with_adapters(loaded.model, config, train_embeddings=num_added_tokens > 0)
         loaded = dataclasses.replace(loaded, model=model)
+    if config.gradient_checkpointing:
+        loaded.model.activation_checkpointing_enable(checkpointing_settings(config.checkpointing_keeps))
     check_packing(loaded.model, train_rows.sequences)
+    if config.compile:
+        compile_layers(loaded.model)
     [folder] = broadcast_object_list([open_run(config, identity, unfinished) if processes.is_main_process else None])
     checkpoint = next(reversed(checkpoints(folder)), None)
     if processes.is_main_process:

@@ -1,0 +1,74 @@
+"""The variable-length kernel gets what its documentation asks for; on a GPU, it is asked itself."""
+
+import numpy as np
+import pytest
+import torch
+
+from deft.model import attention
+from deft.model.attention import rows_apart
+from deft.model.likelihood import PackedRows, supervised_nll
+from deft.model.tiny import tiny_model
+from deft.types import TokenSequence
+
+
+def rows() -> list[TokenSequence]:
+    """Three rows of 40, 1 and 23 bytes of Chinese text; the longest crosses the tiny Gemma's window of 16."""
+    data = "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。".encode()
+    made = []
+    for number, length in enumerate((40, 2, 23)):
+        ids = np.frombuffer(data[:length], dtype=np.uint8).astype(np.int32)
+        labels = ids.copy()
+        labels[0] = -100
+        made.append(TokenSequence(id=f"行{number}", input_ids=ids, labels=labels))
+    return made
+
+
+def documented_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
+    """Attention of `torch.nn.attention.varlen` as its documentation has it, by loops; tensors [tokens, heads, dim]."""
+    assert cu_seq_q.dtype == torch.int32 and cu_seq_q.tolist() == cu_seq_k.tolist()
+    lengths = cu_seq_q.diff().tolist()
+    assert max_q == max_k == max(lengths)
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    left, right = window_size
+    repeats = query.shape[1] // key.shape[1]
+    out = torch.empty_like(query)
+    for start, length in zip(cu_seq_q.tolist(), lengths, strict=False):
+        for head in range(query.shape[1]):
+            for at in range(length):
+                first = 0 if left < 0 else max(0, at - left)
+                seen = slice(start + first, start + at + right + 1)
+                scores = key[seen, head // repeats] @ query[start + at, head] * scale
+                out[start + at, head] = scores.softmax(0) @ value[seen, head // repeats]
+    return out
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3"])
+def test_one_kernel_for_all_rows_gives_what_each_row_alone_gives(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(architecture, seed=4)
+    packed = PackedRows.lay(rows())
+    with torch.no_grad(), rows_apart(model):
+        one_by_one = supervised_nll(model, packed).per_token
+        monkeypatch.setattr(attention, "has_one_kernel", lambda *_: True)
+        monkeypatch.setattr(attention, "varlen_attn", documented_varlen)
+        at_once = supervised_nll(model, packed).per_token
+    torch.testing.assert_close(at_once, one_by_one, atol=1e-5, rtol=1e-5)
+
+
+def test_the_kernel_runs_on_cuda_in_16_bits_only() -> None:
+    assert not attention.has_one_kernel(torch.zeros(1, 2, 3, 64, dtype=torch.bfloat16), 0.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3"])
+def test_on_a_gpu_packed_equals_separate(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(architecture, seed=4).to("cuda", torch.bfloat16)
+    packed = PackedRows.lay(rows())
+    with torch.no_grad(), rows_apart(model):
+        kernel = supervised_nll(model, packed).per_token
+        monkeypatch.setattr(attention, "has_one_kernel", lambda *_: False)
+        sdpa = supervised_nll(model, packed).per_token
+        alone = torch.cat([supervised_nll(model, PackedRows.lay([row])).per_token for row in rows()])
+    assert (kernel - sdpa).abs().mean() < 0.05
+    assert (kernel - alone).abs().mean() < 0.05
