@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, get_args
 from transformers import PreTrainedConfig
 
 from deft.errors import UserError
+from deft.model.baichuan2.registration import MODEL_TYPE, register
 
 PositionEmbedding = Literal["rope", "alibi"]
 
@@ -32,7 +33,7 @@ class Baichuan2Config(PreTrainedConfig):
     in the loss of `BaichuanForCausalLM(labels=…)` alone: deft trains on the likelihood of the supervised tokens.
     """
 
-    model_type = "baichuan"
+    model_type = MODEL_TYPE
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]
     # The rows of W_pack are queries, keys and values, so a share of them is no share of the heads: they are gathered.
     base_model_tp_plan: ClassVar[dict[str, Any]] = {
@@ -68,7 +69,7 @@ class Baichuan2Config(PreTrainedConfig):
     z_loss_weight: float = 0.0
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Settle what the file leaves open.
+        """Settle what the file leaves open, and enter the model with the Auto classes, which may be asked for it now.
 
         Raises:
             UserError: if the values are of Baichuan 1, contradict each other, or ask for what deft cannot compute.
@@ -85,6 +86,7 @@ class Baichuan2Config(PreTrainedConfig):
         if self.position_embedding == "alibi":
             self.rope_parameters = None
         self.check()
+        register()
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Return the values that are written to `config.json`: as in the official files, nothing stands for nothing."""
