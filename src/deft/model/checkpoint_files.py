@@ -142,7 +142,7 @@ def needed_class(config: dict[str, Any]) -> str:
 
 def remote_code(folder: Path, name: str) -> UserError:
     """Return the error for a checkpoint that only loads by running its own code."""
-    fix = "deft never runs code from a checkpoint: use Baichuan2, or a model whose architecture transformers has"
+    fix = "deft never runs code from a checkpoint: use a model whose architecture transformers has"
     return UserError(f"the checkpoint in {folder} needs code of its own", got=name, fix=fix)
 
 
