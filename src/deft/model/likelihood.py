@@ -156,7 +156,8 @@ def head_weight(head: nn.Linear) -> torch.Tensor:
 
     It is asked for once a pack, outside the chunks: normalising and its gradient then cost little beside them.
     """
-    return head.effective_weight() if hasattr(head, "effective_weight") else head.weight
+    effective_weight: Callable[[], torch.Tensor] | None = getattr(head, "effective_weight", None)
+    return head.weight if effective_weight is None else effective_weight()
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):

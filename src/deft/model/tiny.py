@@ -56,10 +56,10 @@ def tiny_model(
     """Return a random fp32 model in evaluation mode, on the CPU; the same seed gives the same weights.
 
     Heads are grouped (two queries share a key by default). Llama's head is untied, the others' is the embedding;
-    Gemma's layers look back `SLIDING_WINDOW` tokens, save for every second one. Baichuan2 is the 7B's layout as
-    "baichuan2_rope", and the 13B's as "baichuan2": `ALIBI_HEADS` heads of the same width, so that it is wider. The wide `initializer_range` and
-    norms off their starting values make logits differ by several units, so that a wrong mask or position shows.
-    The global random state is left alone.
+    Gemma's layers look back `SLIDING_WINDOW` tokens, save for every second one. "baichuan2_rope" is the 7B's layout,
+    "baichuan2" the 13B's, with `ALIBI_HEADS` heads of the width that was asked for, whatever their number. The wide
+    `initializer_range` and norms off their starting values make logits differ by several units, so that a wrong mask
+    or position shows. The global random state is left alone.
 
     Raises:
         UserError: if the architecture is unknown.

@@ -147,7 +147,12 @@ def test_training_loss_and_gradients_through_defts_head(
     with rows_apart(model):
         nll = supervised_nll(model, packed)
         (nll.total / packed.num_supervised).backward()
-        two = PackedRows.lay([TokenSequence(id="1", input_ids=beside, labels=no_loss), TokenSequence(id="0", input_ids=ids, labels=labels)])
+        two = PackedRows.lay(
+            [
+                TokenSequence(id="1", input_ids=beside, labels=no_loss),
+                TokenSequence(id="0", input_ids=ids, labels=labels),
+            ]
+        )
         behind = supervised_nll(model, two).per_row(two)[1]
     assert differ(nll.total.detach() / packed.num_supervised, expected["train_loss"]) < 1e-5
     assert differ(behind / packed.num_supervised, expected["train_loss"]) < 1e-5

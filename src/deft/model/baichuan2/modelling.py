@@ -154,9 +154,7 @@ class BaichuanAttention(nn.Module):
         attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention
         )
-        mixed, weights = attend(
-            self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **options
-        )
+        mixed, weights = attend(self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **options)
         return self.o_proj(mixed.reshape(batch, length, -1)), weights
 
 
@@ -184,9 +182,9 @@ class BaichuanPreTrainedModel(PreTrainedModel):
     config: Baichuan2Config
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("BaichuanLayer",)
-    _skip_keys_device_placement = ("past_key_values", "cache")
-    _keys_to_ignore_on_load_unexpected = (r"rotary_emb\.inv_freq$",)
+    _no_split_modules = ["BaichuanLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq$"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -216,6 +214,7 @@ class BaichuanModel(BaichuanPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        *,
         use_cache: bool | None = None,
         cache: Cache | None = None,
         **options: Any,
@@ -240,7 +239,8 @@ class BaichuanModel(BaichuanPreTrainedModel):
             attention = self.rotated(hidden, attention_mask, cache, position_ids)
         for layer in self.layers:
             hidden = layer(hidden, cache=cache, **attention, **options)
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), **{CACHE_FIELD: cache})
+        kept: dict[str, Any] = {CACHE_FIELD: cache}
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), **kept)
 
     def biased(
         self,
@@ -272,7 +272,9 @@ class BaichuanModel(BaichuanPreTrainedModel):
         past = cache.get_seq_length() if cache is not None else 0
         if queries > 1 and attention_mask is not None and numbers_rows(attention_mask):
             if self.config._attn_implementation not in BY_SCORES:
-                fix = "load the model with attn_implementation sdpa, or give position_ids that start again with each row"
+                fix = (
+                    "load the model with attn_implementation sdpa, or give position_ids that start again with each row"
+                )
                 got = self.config._attn_implementation
                 raise UserError("that attention function cannot tell rows apart by their numbers", got=got, fix=fix)
             keys = cache.get_mask_sizes(queries, 0)[0] if cache is not None else queries
@@ -314,9 +316,9 @@ class BaichuanModel(BaichuanPreTrainedModel):
 class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
     """The language model: the decoder and its normalised head. Its name is the one that checkpoints carry."""
 
-    _tied_weights_keys = None
+    _tied_weights_keys = {}  # noqa: RUF012
     _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
-    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # noqa: RUF012
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[dict-item]  # noqa: RUF012
 
     def __init__(self, config: Baichuan2Config) -> None:
         super().__init__(config)
@@ -337,6 +339,7 @@ class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        *,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,

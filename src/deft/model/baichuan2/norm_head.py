@@ -1,8 +1,8 @@
 """The head of Baichuan2: each token's score is the hidden state against a direction, whatever its length.
 
-In: hidden states. Out: logits `hidden @ normalize(weight).T` (Baichuan2 report, section 2.6). The official code overwrites
-the weight with its normalised self at the first evaluation, which loses the lengths that training goes on with; here
-the weight stays as it is, and its lengths get the gradient that they have.
+In: hidden states. Out: logits `hidden @ normalize(weight).T` (Yang et al. 2023, "NormHead"). The official code
+overwrites the weight with its normalised self at the first evaluation; under sharding, or beside master weights in
+fp32, the two then part. Here the weight stays as it is, and every forward pass normalises, with its gradient.
 """
 
 import torch
