@@ -9,6 +9,7 @@ from baichuan2_models import TEXTS, differ, logits
 from deft.errors import UserError
 from deft.model.attention import rows_apart_attention
 from deft.model.baichuan2.alibi import ALIGNMENT, Alibi, alibi_slopes
+from deft.model.baichuan2.masks import visible
 from deft.model.load import load_model
 from deft.model.tiny import byte_tokenizer, save_tiny, tiny_model
 
@@ -31,6 +32,12 @@ def test_a_bias_by_hand() -> None:
     assert bias[1, 1].tolist() == [-2 / 256, -1 / 256, 0, never]
 
 
+def test_biases_are_computed_in_fp32() -> None:
+    bias = Alibi(40, torch.device("cpu")).bias(1, 4096, 4095, torch.float32)[:, 0].double()
+    exact = -torch.tensor(alibi_slopes(40)).double()[:, None] * torch.arange(4095, -1, -1)
+    assert torch.allclose(bias, exact, rtol=2e-7, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_neighbours_far_from_the_start_are_told_apart_in_half_precision(dtype: torch.dtype) -> None:
     alibi = Alibi(40, torch.device("cpu"))
@@ -39,6 +46,18 @@ def test_neighbours_far_from_the_start_are_told_apart_in_half_precision(dtype: t
     assert torch.allclose(steps.float(), alibi.slopes, rtol=0.01)
     coarse = (alibi.slopes[:, None] * torch.tensor([4094, 4095])).to(dtype).float()
     assert not torch.allclose(coarse[:, 1] - coarse[:, 0], alibi.slopes, rtol=0.5), "slope · j would not do"
+
+
+def test_which_keys_are_seen_by_hand() -> None:
+    rows = torch.tensor([[0, 3, 3, 1, 3]])
+    assert visible(rows, 5, 6, 0)[0, 0].int().tolist() == [
+        [0, 0, 0, 0, 0, 0],  # padding sees nothing, not even itself
+        [0, 1, 0, 0, 0, 0],
+        [0, 1, 1, 0, 0, 0],
+        [0, 0, 0, 1, 0, 0],
+        [0, 1, 1, 0, 1, 0],  # the sixth place is room in a cache
+    ]
+    assert visible(rows, 1, 5, 4)[0, 0].int().tolist() == [[0, 1, 1, 0, 1]], "the last query alone, after a cache"
 
 
 def test_a_shorter_row_takes_a_corner_of_the_longest_rows_bias() -> None:
