@@ -149,3 +149,22 @@ def test_hidden_states_and_attention_weights_can_be_looked_at(architecture: Any)
     assert torch.allclose(found.attentions[0].sum(dim=-1), torch.ones(()), atol=1e-5)
     assert found.attentions[0].triu(1).eq(0).all()
     assert isinstance(model(input_ids=IDS[None], return_dict=False), tuple)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_autocast_of_a_padded_batch_gives_numbers(architecture: Any, dtype: torch.dtype) -> None:
+    """The mask comes in the type of the scores: cast from fp32 to half precision it would hold infinities."""
+    model = tiny_model(architecture, seed=3)
+    mask = torch.tensor([[0] * 30 + [1] * (len(IDS) - 30), [1] * len(IDS)])
+    ids = torch.stack([IDS, IDS])
+    exact = model(input_ids=ids, attention_mask=mask).logits
+    with torch.autocast("cpu", dtype=dtype):
+        found = model(input_ids=ids, attention_mask=mask).logits
+        arrange = model.model.biased if architecture == "baichuan2" else model.model.rotated
+        numbered = arrange(torch.zeros(2, len(IDS), 8), mask + 1, None, None)["attention_mask"]
+    assert numbered.dtype == dtype
+    assert numbered.isfinite().all()
+    assert found.isfinite().all()
+    assert differ(found[1], exact[1]) < 0.3
+    assert exact.std() > 0.5

@@ -47,6 +47,15 @@ def rows_by_position(position_ids: torch.Tensor) -> torch.Tensor:
     return starts.cumsum(dim=1)
 
 
+def score_dtype(hidden: torch.Tensor) -> torch.dtype:
+    """Return the type that scores will be in: under autocast, queries are in another one than the hidden states.
+
+    A mask that is cast only there would end up with minus infinities, and a row of them is no softmax.
+    """
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
 def visible(rows: torch.Tensor, queries: int, keys: int, past: int | torch.Tensor) -> torch.Tensor:
     """Return which keys each query sees, bool `[batch, 1, queries, keys]`.
 
@@ -88,7 +97,7 @@ def alibi_mask(
     `attention_mask` is 2-D as above, or 4-D: bool (true is seen) or numbers to add. Without one and without a cache,
     positions that start again tell rows apart.
     """
-    queries, dtype = hidden.shape[1], hidden.dtype
+    queries, dtype = hidden.shape[1], score_dtype(hidden)
     past = cache.get_seq_length() if cache is not None else 0
     keys = cache.get_mask_sizes(queries, 0)[0] if cache is not None else queries
     if attention_mask is not None and attention_mask.ndim == 4:

@@ -32,6 +32,7 @@ from deft.model.baichuan2.masks import (
     check_alibi,
     numbers_rows,
     rotary_mask,
+    score_dtype,
     visible,
 )
 from deft.model.baichuan2.norm_head import NormHead, keep_normalising
@@ -279,7 +280,7 @@ class BaichuanModel(BaichuanPreTrainedModel):
                 raise UserError("that attention function cannot tell rows apart by their numbers", got=got, fix=fix)
             keys = cache.get_mask_sizes(queries, 0)[0] if cache is not None else queries
             seen = visible(attention_mask.to(hidden.device), queries, keys, past)
-            mask: torch.Tensor | None = additive(seen, hidden.dtype)
+            mask: torch.Tensor | None = additive(seen, score_dtype(hidden))
             if position_ids is None:
                 position_ids = (seen.sum(dim=-1) - 1).clamp(min=0).squeeze(1)
         else:
