@@ -186,7 +186,7 @@ print(peak - before, sum(weights.nbytes for weights in model.parameters()))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of a process's memory")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_loading_shards_takes_the_weights_and_at_most_one_shard(dtype: str, tmp_path: Path) -> None:
     """Stored in bfloat16; loaded in fp32 every tensor is made anew, loaded in bfloat16 the file's pages are used."""
     small = as_bin(save_tiny(tmp_path / "小", "baichuan2"))
