@@ -328,6 +328,7 @@ def export(
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     max_shard_size: str = "5GB",
     keep_adapter: bool = False,
+    to: Literal["llama"] | None = None,
     license: str | None = None,
     overwrite: bool = False,
     push: str | None = None,
@@ -347,6 +348,8 @@ def export(
         Largest weight file, such as 500MB or 5GB.
     keep_adapter
         Export an adapter as it is.
+    to
+        Write a Baichuan2-7B in Llama's layout, for tools that know no Baichuan.
     license
         Licence to state in the card, in place of the base model's.
     overwrite
@@ -365,6 +368,7 @@ def export(
         dtype=dtype,
         max_shard_size=max_shard_size,
         keep_adapter=keep_adapter,
+        to=to,
         license=license,
         overwrite=overwrite,
         push=push,

@@ -56,7 +56,14 @@ def run(place: Path, architecture: str, method: str) -> Path:
     return train(config, rows()[:6], rows()[6:], Console(quiet=True)).best
 
 
-CASES = [("llama", "full"), ("qwen3", "full"), ("gemma3", "full"), ("llama", "dora"), ("qwen3", "lora")]
+CASES = [
+    ("llama", "full"),
+    ("qwen3", "full"),
+    ("gemma3", "full"),
+    ("llama", "dora"),
+    ("qwen3", "lora"),
+    ("baichuan2", "lora"),
+]
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)

@@ -14,7 +14,7 @@ from deft.model import generate as module
 from deft.model.generate import Batch, Sampling, generate, pick, smallest_kept, start_rows, stream
 from deft.model.tiny import IM_END_ID, byte_tokenizer, tiny_model
 
-ARCHITECTURES = ("llama", "qwen3", "gemma3")
+ARCHITECTURES = ("llama", "qwen3", "gemma3", "baichuan2", "baichuan2_rope")
 TEXT = "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。Spring sleeps past dawn; birds sing everywhere."
 SMOLLM = Path(__file__).parents[2] / "models/smollm2-135m"
 

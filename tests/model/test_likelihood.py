@@ -12,7 +12,7 @@ from deft.model.likelihood import ChunkedCrossEntropy, PackedRows, supervised_nl
 from deft.model.tiny import byte_tokenizer, tiny_model
 from deft.types import IGNORED_LABEL, TokenSequence
 
-ARCHITECTURES = ["llama", "qwen3", "gemma3"]
+ARCHITECTURES = ["llama", "qwen3", "gemma3", "baichuan2", "baichuan2_rope"]
 TEXTS = [
     ("用一句话解释光合作用。", "植物用阳光把水和二氧化碳变成糖和氧气。"),
     ("Name a prime between 20 and 30.", "23"),

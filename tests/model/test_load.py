@@ -218,20 +218,17 @@ def test_a_checkpoint_with_its_own_code_is_refused(tiny: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["", "baichuan-inc/Baichuan2-13B-Base--"])
-def test_a_baichuan_checkpoint_needs_code_of_its_own(tiny: Path, where: str) -> None:
+def test_a_baichuan2_checkpoint_is_loaded_without_the_code_it_names(tmp_path: Path, where: str) -> None:
+    folder = save_tiny(tmp_path / "百川", "baichuan2")
     auto_map = {
         "AutoConfig": f"{where}configuration_baichuan.BaichuanConfig",
         "AutoModelForCausalLM": f"{where}modeling_baichuan.BaichuanForCausalLM",
     }
-    edit_json(tiny / "config.json", model_type="baichuan", architectures=["BaichuanForCausalLM"], auto_map=auto_map)
-    for load in (load_model, load_tokenizer):
-        with pytest.raises(UserError) as caught:
-            load(tiny)
-        assert caught.value.what == f"the checkpoint in {tiny} needs code of its own"
-        assert caught.value.got == auto_map["AutoModelForCausalLM"]
-        assert caught.value.fix == (
-            "deft never runs code from a checkpoint: use a model whose architecture transformers has"
-        )
+    edit_json(folder / "config.json", auto_map=auto_map)
+    for name in ("configuration_baichuan.py", "modeling_baichuan.py"):
+        (folder / name).write_text(f"open({str(folder / 'ran')!r}, 'w')")
+    assert torch.equal(logits(load_model(folder, device="cpu").model), logits(tiny_model("baichuan2")))
+    assert not (folder / "ran").exists()
 
 
 def test_a_known_architecture_is_loaded_without_the_code_beside_it(tiny: Path) -> None:

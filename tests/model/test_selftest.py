@@ -21,7 +21,7 @@ def row(text: str) -> TokenSequence:
 ROWS = [row("春眠不觉晓，处处闻啼鸟。"), row("Twelve is 4 × 3."), row("夜来风雨声"), row("花落知多少？"), row("静夜思")]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "baichuan2", "baichuan2_rope"])
 def test_exact_packs_pass(architecture: str) -> None:
     assert check_packing(tiny_model(architecture, seed=3), ROWS) < 1e-5
 

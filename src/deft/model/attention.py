@@ -12,7 +12,7 @@ goes through `scaled_dot_product_attention` on its own.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch.nn.attention.varlen import varlen_attn
@@ -20,6 +20,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from deft.errors import UserError
+
+if TYPE_CHECKING:
+    from deft.model.baichuan2.alibi import Alibi
 
 ROWS_APART = "deft_rows_apart"
 """The name under which transformers finds this attention function."""
@@ -62,19 +65,20 @@ def rows_apart_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    alibi: "Alibi | None" = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend causally within each row of a pack; the signature is the one transformers calls.
 
     Shapes: `query` [1, heads, tokens, head_dim]; `key`, `value` [1, key_value_heads, tokens, head_dim];
-    the result [1, tokens, heads, head_dim]. `row_lengths` sum to `tokens`.
+    the result [1, tokens, heads, head_dim]. `row_lengths` sum to `tokens`. `alibi` biases the scores by distance.
     """
     if row_lengths is None or sum(row_lengths) != query.shape[2]:
         raise RuntimeError("the attention layer was not given the lengths of the rows in its pack")
     if used := [name for name in UNSUPPORTED_OPTIONS if options.get(name) is not None]:
         fix = "choose another model: deft models"
         raise UserError("this model's attention cannot run row by row", got=", ".join(used), fix=fix)
-    if has_one_kernel(query, dropout):
+    if alibi is None and has_one_kernel(query, dropout):
         return all_rows_at_once(query, key, value, row_lengths, scale=scaling, window=sliding_window), None
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
@@ -83,14 +87,18 @@ def rows_apart_attention(
     start = 0
     for length in row_lengths:
         here = slice(start, start + length)
-        windowed = sliding_window is not None and length > sliding_window
+        mask = None
+        if alibi is not None:
+            mask = alibi.within_row(length, max(row_lengths), query.dtype)
+        elif sliding_window is not None and length > sliding_window:
+            mask = window_mask(length, sliding_window, query.device)
         rows.append(
             scaled_dot_product_attention(
                 query[:, :, here],
                 key[:, :, here],
                 value[:, :, here],
-                attn_mask=window_mask(length, sliding_window, query.device) if windowed and sliding_window else None,
-                is_causal=not windowed,
+                attn_mask=mask,
+                is_causal=mask is None,
                 dropout_p=dropout,
                 scale=scaling,
             )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deft.errors import UserError
+from deft.model.baichuan2.registration import register
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 ADAPTER_CONFIG = "adapter_config.json"
@@ -109,7 +110,7 @@ def adapter_embeddings(file: Path) -> int | None:
 
 
 def check_architecture(folder: Path) -> None:
-    """Check that transformers has the model type of a config as a causal language model.
+    """Check that transformers, or deft, has the model type of a config as a causal language model.
 
     Raises:
         UserError: if it has not; a checkpoint that brings its own code is told apart.
@@ -117,6 +118,7 @@ def check_architecture(folder: Path) -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+    register()
     config = read_json(folder / "config.json")
     model_type = config.get("model_type")
     if not isinstance(model_type, str):

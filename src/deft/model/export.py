@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deft.errors import UserError
+from deft.model.baichuan2.as_llama import as_llama, check_layout
 from deft.model.checkpoint_files import ADAPTER_CONFIG, check_weight_files, first_line, weight_files
 from deft.model.known import find_known
 from deft.model.load import base_of, find_folder, find_in_cache, find_model, load_model, load_tokenizer
@@ -87,6 +88,7 @@ def export(
     dtype: str | None = None,
     max_shard_size: str = MAX_SHARD_SIZE,
     keep_adapter: bool = False,
+    to: str | None = None,
     license: str | None = None,
     overwrite: bool = False,
     push: str | None = None,
@@ -95,8 +97,8 @@ def export(
 ) -> ExportResult:
     """Write a checkpoint as a folder to publish, and upload it to the hub as `push` (`org/name`) if that is given.
 
-    `dtype` None leaves whole models in the type they are stored in and writes merged ones in float32. `license` takes
-    the place of the base model's licence.
+    `dtype` None leaves whole models in the type they are stored in and writes merged ones in float32. `to` "llama"
+    writes a Baichuan2-7B in Llama's layout. `license` takes the place of the base model's licence.
 
     Raises:
         UserError: before the long work, if a setting, the target, the hub or the token is at fault, or if the licence
@@ -113,6 +115,8 @@ def export(
     if keep_adapter and not is_adapter:
         fix = "leave --keep-adapter out"
         raise UserError(f"{folder} holds a whole model, no adapter to keep", got=str(folder), fix=fix)
+    if to is not None:
+        check_layout(folder, to, keep_adapter=keep_adapter)
     check_target(out, overwrite=overwrite, sources=(folder,))
     origin = provenance_of(folder)
     if license is not None:
@@ -127,6 +131,8 @@ def export(
         else:
             tell(f"merging {folder} in fp32" if is_adapter else f"loading {folder}")
             ready = merged(folder) if is_adapter else whole(folder)
+            if to is not None:
+                ready = as_llama(ready)
             notes = ready.notes
             write_model(ready, temporary, dtype=dtype or ready.dtype, max_shard_size=max_shard_size)
         copy_licenses(folder, temporary)

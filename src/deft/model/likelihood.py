@@ -100,7 +100,7 @@ def supervised_nll(model: PreTrainedModel, packed: PackedRows) -> SupervisedNLL:
     hidden = decoder(**inputs).last_hidden_state[0, predicting]
 
     def losses(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return ChunkedCrossEntropy.apply(hidden, head.weight, targets)
+        return ChunkedCrossEntropy.apply(hidden, head_weight(head), targets)
 
     # Through the head's own call, because hooks on it bring its weight together where it is sharded (ZeRO-3, FSDP2).
     with forward_replaced(head, losses):
@@ -143,12 +143,21 @@ def base_model(model: Any) -> PreTrainedModel:
 
 
 def has_plain_head(model: PreTrainedModel) -> bool:
-    """Say whether logits are just `hidden @ weight.T`, as in most models; the others compute their own."""
+    """Say whether logits are just `hidden @ head_weight.T`, as in most models; the others compute their own."""
     head = model.get_output_embeddings()
     config = model.config.get_text_config()
     scales = ("logit_scale", "logits_scaling", "final_logit_softcapping")
     plain = all(getattr(config, name, None) in (None, 1, 1.0) for name in scales)
     return plain and isinstance(head, nn.Linear) and head.bias is None and head.weight.is_floating_point()
+
+
+def head_weight(head: nn.Linear) -> torch.Tensor:
+    """Return the weight `[vocab, hidden]` of a plain head; one that normalises (Baichuan2's) says what it comes to.
+
+    It is asked for once a pack, outside the chunks: normalising and its gradient then cost little beside them.
+    """
+    effective_weight: Callable[[], torch.Tensor] | None = getattr(head, "effective_weight", None)
+    return head.weight if effective_weight is None else effective_weight()
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deft.errors import UserError, did_you_mean
+from deft.model.baichuan2.registration import register
 from deft.model.checkpoint_files import (
     ADAPTER_CONFIG,
     adapter_embeddings,
@@ -135,6 +136,7 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     folder = find_folder(name, weights=False)
+    register()
     if not has_tokenizer(folder):
         if (folder / ADAPTER_CONFIG).is_file():
             return load_tokenizer(base_of(folder))
@@ -147,6 +149,8 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
     try:
         with quiet_transformers():
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except UserError:  # deft's own: a model of an earlier generation
+        raise
     except Exception as error:  # tokenizers raises bare Exception
         if "trust_remote_code" in str(error):
             raise remote_code(folder, needed_class(read_json(folder / "tokenizer_config.json"))) from error
@@ -217,6 +221,8 @@ def load_weights(folder: Path, *, dtype: "torch.dtype", attn_implementation: str
             weights_only=True,
             output_loading_info=True,
         )
+    except UserError as error:  # deft's own: a model of an earlier generation
+        raise error.at(str(folder / "config.json")) from error
     except Exception as error:  # transformers, torch and safetensors raise of every kind
         if "trust_remote_code" in str(error):
             raise remote_code(folder, needed_class(read_json(folder / "config.json"))) from error

@@ -20,9 +20,11 @@ from transformers import (
 )
 
 from deft.errors import UserError, did_you_mean
+from deft.model.baichuan2.configuration import Baichuan2Config
+from deft.model.baichuan2.modelling import BaichuanForCausalLM
 from deft.model.load import quiet_transformers
 
-Architecture = Literal["llama", "qwen3", "gemma3"]
+Architecture = Literal["llama", "qwen3", "gemma3", "baichuan2", "baichuan2_rope"]
 
 NUM_BYTES = 256
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<|im_start|>", "<|im_end|>")
@@ -30,6 +32,8 @@ PAD_ID, BOS_ID, IM_START_ID, IM_END_ID = range(NUM_BYTES, NUM_BYTES + len(SPECIA
 VOCAB_SIZE = NUM_BYTES + len(SPECIAL_TOKENS)
 SLIDING_WINDOW = 16
 """Of Gemma's local layers: short enough that a test sequence crosses it."""
+ALIBI_HEADS = 5
+"""Of Baichuan2 in the 13B's layout: no power of two, so that both kinds of slopes are used, as in its 40 heads."""
 
 CHATML_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -52,9 +56,10 @@ def tiny_model(
     """Return a random fp32 model in evaluation mode, on the CPU; the same seed gives the same weights.
 
     Heads are grouped (two queries share a key by default). Llama's head is untied, the others' is the embedding;
-    Gemma's layers look back `SLIDING_WINDOW` tokens, save for every second one. The wide `initializer_range` and
-    norms off their starting values make logits differ by several units, so that a wrong mask or position shows.
-    The global random state is left alone.
+    Gemma's layers look back `SLIDING_WINDOW` tokens, save for every second one. "baichuan2_rope" is the 7B's layout,
+    "baichuan2" the 13B's, with `ALIBI_HEADS` heads of the width that was asked for, whatever their number. The wide
+    `initializer_range` and norms off their starting values make logits differ by several units, so that a wrong mask
+    or position shows. The global random state is left alone.
 
     Raises:
         UserError: if the architecture is unknown.
@@ -79,27 +84,39 @@ def tiny_model(
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel
-        if architecture == "llama":
-            model = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=False))
-        elif architecture == "qwen3":
-            model = Qwen3ForCausalLM(Qwen3Config(**shape, tie_word_embeddings=True))
-        else:
-            kinds = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(num_layers)]
-            model = Gemma3ForCausalLM(
-                Gemma3TextConfig(
-                    **shape,
-                    layer_types=kinds,
-                    sliding_window=SLIDING_WINDOW,
-                    query_pre_attn_scalar=hidden_size // num_heads,
-                    tie_word_embeddings=True,
-                )
-            )
+        model = untrained(architecture, shape)
         with torch.no_grad():
             for weights in model.parameters():
                 if weights.ndim == 1:
                     weights.add_(torch.randn_like(weights), alpha=0.1)
     return model.float().eval()
+
+
+def untrained(architecture: Architecture, shape: dict[str, Any]) -> PreTrainedModel:
+    """Return a model as its authors initialise it; `shape` is what a `LlamaConfig` takes."""
+    if architecture == "llama":
+        return LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=False))
+    if architecture == "qwen3":
+        return Qwen3ForCausalLM(Qwen3Config(**shape, tie_word_embeddings=True))
+    if architecture == "gemma3":
+        kinds = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(shape["num_hidden_layers"])]
+        return Gemma3ForCausalLM(
+            Gemma3TextConfig(
+                **shape,
+                layer_types=kinds,
+                sliding_window=SLIDING_WINDOW,
+                query_pre_attn_scalar=shape["head_dim"],
+                tie_word_embeddings=True,
+            )
+        )
+    shape = {name: value for name, value in shape.items() if name not in ("num_key_value_heads", "head_dim")} | {
+        "model_max_length": shape["max_position_embeddings"]
+    }
+    if architecture == "baichuan2":
+        head_dim = shape["hidden_size"] // shape["num_attention_heads"]
+        shape |= {"num_attention_heads": ALIBI_HEADS, "hidden_size": ALIBI_HEADS * head_dim}
+        del shape["max_position_embeddings"]
+    return BaichuanForCausalLM(Baichuan2Config(**shape))
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -1,0 +1,45 @@
+"""The head of Baichuan2: each token's score is the hidden state against a direction, whatever its length.
+
+In: hidden states. Out: logits `hidden @ normalize(weight).T` (Yang et al. 2023, "NormHead"). The official code
+overwrites the weight with its normalised self at the first evaluation; under sharding, or beside master weights in
+fp32, the two then part. Here the weight stays as it is, and every forward pass normalises, with its gradient.
+"""
+
+import torch
+from torch import nn
+
+SMALLEST_LENGTH = 1e-12
+"""Shorter rows are not stretched any further; the same as in `torch.nn.functional.normalize`."""
+
+
+class NormHead(nn.Linear):
+    """A linear layer `[hidden] -> [vocab]` without bias, whose weight counts with rows of length 1."""
+
+    def __init__(self, hidden_size: int, vocab_size: int) -> None:
+        super().__init__(hidden_size, vocab_size, bias=False)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the logits `[…, vocab]` of `hidden` `[…, hidden]`.
+
+        The logits are scaled rather than the weight: when one token is decoded, writing a scaled weight would take
+        longer than all the rest of the head.
+        """
+        logits = super().forward(hidden)
+        return (logits / row_lengths(self.weight).squeeze(-1)).to(logits.dtype)
+
+    def effective_weight(self) -> torch.Tensor:
+        """Return the weight whose product with the hidden states is the logits, `[vocab, hidden]`, differentiable."""
+        return (self.weight / row_lengths(self.weight)).to(self.weight.dtype)
+
+
+def row_lengths(weight: torch.Tensor) -> torch.Tensor:
+    """Return the L2 length of each row, `[rows, 1]`, in fp32 at least."""
+    kind = torch.promote_types(weight.dtype, torch.float32)
+    return torch.linalg.vector_norm(weight, dim=-1, keepdim=True, dtype=kind).clamp_min(SMALLEST_LENGTH)
+
+
+def keep_normalising(head: nn.Module) -> nn.Module:
+    """Return a head that normalises: a plain linear layer, as resizing a vocabulary makes one, becomes a `NormHead`."""
+    if type(head) is nn.Linear and head.bias is None:
+        head.__class__ = NormHead  # in place, so that hooks on it stay
+    return head
