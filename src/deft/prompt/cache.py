@@ -1,0 +1,139 @@
+"""Encoded rows on disk, so that a second run on the same data begins at once.
+
+In: examples, a chat format, a tokenizer, a limit. Out: what `encode_examples` returns. Rows are found by a fingerprint
+of all that decides them: the examples' contents, the tokenizer, the chat format and the limit. Names of files or
+models do not count, so nothing stale is ever found.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+from zipfile import BadZipFile
+
+import numpy as np
+
+from deft.errors import UserError
+from deft.prompt.format import ChatFormat, EncodeResult, encode_examples
+from deft.prompt.store import probe
+from deft.rundir import fingerprint, written_whole
+from deft.types import Dropped, Example, TokenSequence
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FORMAT = 1
+"""Raised when encoding changes, so that rows encoded by an earlier version are not taken."""
+FEWEST_ROWS = 2_000
+"""Fewer rows are encoded in a second or two and are not kept."""
+LARGEST_CACHE_BYTES = 4_000_000_000
+VARIABLE = "DEFT_CACHE_DIR"
+"""Names another folder than `~/.cache/deft`; empty: nothing is kept."""
+
+
+def encode_once(
+    examples: Sequence[Example],
+    chat_format: ChatFormat,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_length_tokens: int,
+) -> EncodeResult:
+    """Return the encoded examples from the cache, or encode them and keep them; a cache that cannot be used is none."""
+    folder = cache_folder()
+    if folder is None or len(examples) < FEWEST_ROWS:
+        return encode_examples(examples, chat_format, max_length_tokens=max_length_tokens)
+    key = rows_key(examples, chat_format, tokenizer, max_length_tokens)
+    file = folder / f"{key}.npz"
+    with suppress(OSError, EOFError, ValueError, KeyError, BadZipFile):  # absent or damaged
+        found = read_rows(file, examples)
+        os.utime(file)
+        return found
+    encoded = encode_examples(examples, chat_format, max_length_tokens=max_length_tokens)
+    with suppress(OSError, UserError):  # a full disk, or a home that cannot be written
+        folder.mkdir(parents=True, exist_ok=True)
+        write_rows(file, encoded, examples)
+        remove_oldest(folder)
+    return encoded
+
+
+def cache_folder() -> Path | None:
+    """Return where rows are kept, or None if nowhere."""
+    named = os.environ.get(VARIABLE)
+    if named == "":
+        return None
+    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "deft"
+    return base.expanduser() / "rows"
+
+
+def rows_key(
+    examples: Sequence[Example],
+    chat_format: ChatFormat,
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length_tokens: int,
+) -> str:
+    """Return the fingerprint of everything that decides how the examples are encoded."""
+    how = json.dumps([FORMAT, max_length_tokens, chat_format.to_dict(), probe(chat_format)], sort_keys=True)
+    contents = (message for row in examples for one in row.messages for message in (one.role, one.content, ""))
+    return fingerprint([how, *tokenizer_files(tokenizer), *(row.id for row in examples), *contents])
+
+
+def tokenizer_files(tokenizer: "PreTrainedTokenizerBase") -> list[bytes]:
+    """Return the files that a tokenizer is saved as: all that it is, whichever kind it is of."""
+    with tempfile.TemporaryDirectory() as name:
+        tokenizer.save_pretrained(name)
+        return [file.read_bytes() for file in sorted(Path(name).iterdir()) if file.is_file()]
+
+
+def write_rows(file: Path, encoded: EncodeResult, examples: Sequence[Example]) -> None:
+    """Write encoded rows: their tokens end to end, and for each the place of its example."""
+    dropped_ids = {row.id for row in encoded.dropped}
+    places = [place for place, row in enumerate(examples) if row.id not in dropped_ids]
+    rows = encoded.sequences
+    empty = np.zeros(0, dtype=np.int32)
+    with written_whole(file) as temporary, temporary.open("wb") as stream:
+        np.savez(
+            stream,
+            places=np.array(places, dtype=np.int64),
+            lengths=np.array([len(row) for row in rows], dtype=np.int64),
+            input_ids=np.concatenate([row.input_ids for row in rows] or [empty]),
+            labels=np.concatenate([row.labels for row in rows] or [empty]),
+            num_shortened=np.int64(encoded.num_shortened),
+            dropped=np.frombuffer(json.dumps([asdict(row) for row in encoded.dropped]).encode(), dtype=np.uint8),
+        )
+
+
+def read_rows(file: Path, examples: Sequence[Example]) -> EncodeResult:
+    """Read encoded rows; ids, abilities and sources are those of the examples at hand.
+
+    Raises:
+        OSError, EOFError, ValueError, KeyError, BadZipFile: if the file is absent or damaged.
+    """
+    with np.load(file, allow_pickle=False) as stored:
+        ends = np.cumsum(stored["lengths"])[:-1]
+        input_ids, labels = np.split(stored["input_ids"], ends), np.split(stored["labels"], ends)
+        places = stored["places"].tolist()
+        num_shortened = int(stored["num_shortened"])
+        dropped = json.loads(stored["dropped"].tobytes())
+    source_of = {row.id: row.source for row in examples}
+    return EncodeResult(
+        sequences=tuple(
+            TokenSequence(id=examples[place].id, input_ids=ids, labels=marks, ability=examples[place].ability)
+            for place, ids, marks in zip(places, input_ids, labels, strict=True)
+        ),
+        dropped=tuple(Dropped(**(row | {"source": source_of[row["id"]]})) for row in dropped),
+        num_shortened=num_shortened,
+    )
+
+
+def remove_oldest(folder: Path) -> None:
+    """Delete the files that were used longest ago, until the rest is no larger than `LARGEST_CACHE_BYTES`."""
+    files = sorted(folder.glob("*.npz"), key=lambda file: file.stat().st_mtime, reverse=True)
+    total = 0
+    for file in files:
+        total += file.stat().st_size
+        if total > LARGEST_CACHE_BYTES:
+            file.unlink(missing_ok=True)
