@@ -17,6 +17,8 @@ from transformers import PreTrainedTokenizer
 
 from deft.prompt.guard import any_of, is_vocabulary
 
+VOCABULARY_FILE = "tokenizer.model"
+
 NOT_SAVED = ("auto_map", "backend", "is_local", "local_files_only", "special_tokens_map_file", "split_special_tokens")
 """Settings of this library or of code that is not written beside the file; they have no place in a checkpoint."""
 
@@ -34,8 +36,8 @@ class SentencePieceTokenizer(PreTrainedTokenizer):
     comes back is the text, except where the file's own normalisation changed it ("▁" always reads as a space).
     """
 
-    vocab_files_names: ClassVar[dict[str, str]] = {"vocab_file": "tokenizer.model"}
-    model_input_names: ClassVar[list[str]] = ["input_ids", "attention_mask"]
+    vocab_files_names = {"vocab_file": VOCABULARY_FILE}  # noqa: RUF012 (as transformers declares it)
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
     padding_side = "left"
     saved_class: ClassVar[str]
     """The class that checkpoints name in `tokenizer_config.json`."""
@@ -75,7 +77,7 @@ class SentencePieceTokenizer(PreTrainedTokenizer):
 
     # --- text to ids ----------------------------------------------------------------------------------------------
 
-    def tokenize(self, text: str, **kwargs: Any) -> list[str]:
+    def tokenize(self, text: str, *args: Any, **kwargs: Any) -> list[str]:
         """Return the pieces of a text, and the added tokens in it."""
         split_special_tokens = kwargs.get("split_special_tokens", self.split_special_tokens)
         matched = self._words if split_special_tokens else self._all_named
@@ -147,8 +149,7 @@ class SentencePieceTokenizer(PreTrainedTokenizer):
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Write the SentencePiece file, byte for byte as it was read."""
-        name = self.vocab_files_names["vocab_file"]
-        path = Path(save_directory) / (f"{filename_prefix}-{name}" if filename_prefix else name)
+        path = Path(save_directory) / (f"{filename_prefix}-" * bool(filename_prefix) + VOCABULARY_FILE)
         path.write_bytes(self._file)
         return (str(path),)
 

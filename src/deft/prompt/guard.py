@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 ANCHORS = ("", "\n", "。", "=")
 """Texts put before a piece and taken off again, so that a tokenizer does not add the space it adds at a beginning."""
 
-LAYOUT_TAGS = "b blockquote br caption em h1 h2 h3 h4 h5 h6 i img li ol p strong sub sup table tbody td tfoot th thead tr"
-LAYOUT_TAG = re.compile(rf"</?(?:{LAYOUT_TAGS.replace(' ', '|')})/?>|<!DOCTYPE>")
+LAYOUT_TAG = re.compile(
+    "</?(?:h[1-6]|img|[biup]|br|em|strong|su[bp]|blockquote|[ou]l|li|table|caption|t(?:head|body|foot|r|h|d))/?>"
+    "|<!DOCTYPE>"
+)
 """HTML that Baichuan2 and Gemma have as pieces of their own: ordinary text of web pages to them."""
 
 
@@ -167,9 +169,10 @@ class Guard:
     def _ordinary_ids(self, text: str) -> list[int]:
         if not text:
             return []
-        if getattr(self._tokenizer, "split_special_tokens", False):  # made to keep control tokens out of any text; a template writes some
-            return self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=False, verbose=False)
-        return self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        # A tokenizer that lets no text make control tokens is asked to let it: here some text is a template's.
+        lets_none = getattr(self._tokenizer, "split_special_tokens", False)
+        allowing = {"split_special_tokens": False} if lets_none else {}
+        return self._tokenizer.encode(text, add_special_tokens=False, verbose=False, **allowing)
 
     def _decode(self, ids: list[int]) -> str:
         return decode_exactly(self._tokenizer, ids)
@@ -251,8 +254,8 @@ def sentencepiece_controls(tokenizer: "PreTrainedTokenizerBase") -> dict[str, in
 def is_vocabulary(token: str) -> bool:
     """Say whether an added token only extends the vocabulary: a word, white space, punctuation, or a layout tag.
 
-    Gemma adds runs of spaces and line breaks in this way, Chinese extensions add words, and Baichuan2 has "```", "。。。"
-    and `<td>`. They steer nothing, and cutting them would change how ordinary text is read.
+    Gemma adds runs of spaces and line breaks in this way, Chinese extensions add words, Baichuan2 has "```" and `<td>`.
+    They steer nothing, and cutting them would change how ordinary text is read.
     """
     if LAYOUT_TAG.fullmatch(token) or not any(character.isalnum() for character in token):
         return True

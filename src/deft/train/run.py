@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -17,9 +17,8 @@ from deft.model.adapters import add_lora
 from deft.model.likelihood import takes_packs
 from deft.model.load import LoadedModel, find_folder, load_model, load_tokenizer, quiet_transformers
 from deft.model.selftest import check_packing
-from deft.prompt.format import ChatFormat, EncodeResult, FormatKind, chat_format_for, encode_examples
-from deft.prompt.role_tokens import add_role_tokens
-from deft.prompt.store import load_chat_format
+from deft.prompt.detect import chat_format_to_train
+from deft.prompt.format import ChatFormat, EncodeResult, FormatKind, encode_examples
 from deft.rundir import check_writable, versions, write_json
 from deft.train.arguments import arguments_of
 from deft.train.checkpoint import checkpoints, disk_faults_told
@@ -31,9 +30,6 @@ from deft.train.runfolder import find_unfinished, open_run, run_identity, write_
 from deft.train.schedule import Schedule
 from deft.train.trainer import SupervisedTrainer
 from deft.types import Example
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +58,7 @@ def train(
     if not train_examples:
         raise UserError("there are no rows to train on", fix="give --train FILE_OR_FOLDER")
     source, tokenizer = find_folder(config.model), load_tokenizer(config.model)
-    chat_format, num_added_tokens = find_chat_format(tokenizer, source, config.chat_format)
+    chat_format, num_added_tokens = chat_format_to_train(tokenizer, source, config.chat_format)
     train_rows = encode(train_examples, chat_format, config, "training", console)
     valid_rows = encode(valid_examples, chat_format, config, "validation", console) if valid_examples else None
     identity = run_identity(config, source, train_rows, valid_rows)
@@ -124,23 +120,9 @@ def weights_dtype(config: TrainConfig) -> str:
 
 def prepare_chat_format(loaded: LoadedModel, kind: FormatKind) -> tuple[ChatFormat, int]:
     """Return the format the checkpoint carries, or the one asked for, and how many tokens it added to the model."""
-    found = find_chat_format(loaded.tokenizer, loaded.path, kind)
+    found = chat_format_to_train(loaded.tokenizer, loaded.path, kind)
     make_room(loaded)
     return found
-
-
-def find_chat_format(tokenizer: "PreTrainedTokenizerBase", folder: Path, kind: FormatKind) -> tuple[ChatFormat, int]:
-    """Return the format stored in a model's folder, or the one asked for, and how many tokens it needed.
-
-    A tokenizer without a chat template gets the role tokens; `make_room` gives the model rows for them.
-    """
-    stored = load_chat_format(folder, tokenizer) if kind == "auto" else None
-    if stored is not None:
-        return stored, 0
-    num_added = 0
-    if kind == "role_tokens" or (kind == "auto" and not tokenizer.chat_template):
-        num_added = add_role_tokens(tokenizer)
-    return chat_format_for(tokenizer, kind=kind), num_added
 
 
 def make_room(loaded: LoadedModel) -> None:

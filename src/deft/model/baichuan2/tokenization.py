@@ -23,7 +23,7 @@ class Baichuan2Tokenizer(SentencePieceTokenizer):
 
     def __init__(self, vocab_file: str | Path, **settings: Any) -> None:
         super().__init__(vocab_file, **settings)
-        if self.pad_token is None:
+        if "pad_token" not in self.special_tokens_map:
             self.pad_token = self.unk_token
 
 
