@@ -237,12 +237,8 @@ def test_added_tokens_work_and_survive(folder: Path, tmp_path: Path) -> None:
     assert tokenizer.add_tokens(["<eot>", "<s>"]) == 0
     assert len(tokenizer) == 1027
     tokenizer.save_pretrained(tmp_path / "saved")
-    for each in (
-        tokenizer,
-        AutoTokenizer.from_pretrained(tmp_path / "saved"),
-        copy.deepcopy(tokenizer),
-        pickled(tokenizer),
-    ):
+    saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    for each in (tokenizer, saved, copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))):
         assert each.convert_tokens_to_ids(["<user>", "<eot>", "光合作用吗"]) == [1024, 1025, 1026]
         assert len(each) == 1027
         ids = each.encode("a<eot>光合作用吗 b")

@@ -65,7 +65,7 @@ def save_tiny_tokenizer(folder: Path, model: bytes | None = None) -> Path:
     (folder / "tokenizer.model").write_bytes(model or train_tiny_tokenizer())
     flags = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": True}
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>", "unk_token": "<unk>"}
-    config = {name: {"__type": "AddedToken", "content": text} | flags for name, text in tokens.items()}
+    config: dict[str, Any] = {name: {"__type": "AddedToken", "content": text} | flags for name, text in tokens.items()}
     config |= {
         "add_bos_token": False,
         "add_eos_token": False,
