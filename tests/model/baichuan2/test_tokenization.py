@@ -5,6 +5,7 @@ The official file is not at hand; the trained model has its options and the same
 
 import copy
 import json
+import pickle
 import random
 import shutil
 from functools import cache
