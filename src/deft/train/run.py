@@ -64,7 +64,7 @@ def train(
     identity = run_identity(config, source, train_rows, valid_rows)
     unfinished = find_unfinished(config.output_dir, identity) if config.resume_training else None
     loaded = dataclasses.replace(load_model(config.model, dtype=weights_dtype(config)), tokenizer=tokenizer)
-    make_room(loaded)
+    make_room(loaded, seed=config.seed)
     if config.method != "full":
         model = with_adapters(loaded.model, config, train_embeddings=num_added_tokens > 0)
         loaded = dataclasses.replace(loaded, model=model)
@@ -125,8 +125,9 @@ def prepare_chat_format(loaded: LoadedModel, kind: FormatKind) -> tuple[ChatForm
     return found
 
 
-def make_room(loaded: LoadedModel) -> None:
-    """Give a model an embedding for every token that its tokenizer has."""
+def make_room(loaded: LoadedModel, *, seed: int = 0) -> None:
+    """Give a model an embedding for every token that its tokenizer has; the new rows are random, by `seed`."""
+    torch.manual_seed(seed)
     if len(loaded.tokenizer) > loaded.model.get_input_embeddings().weight.shape[0]:
         loaded.model.resize_token_embeddings(len(loaded.tokenizer), mean_resizing=False)
 
