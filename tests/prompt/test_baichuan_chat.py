@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from chat_tokenizers import CHATML, chat, chatml_tokenizer, fixture_folder, role_tokenizer
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from deft.errors import UserError
@@ -212,3 +213,7 @@ def test_the_real_vocabulary(tmp_path: Path) -> None:
     assert [ids.count(index) for index in (2, 195, 196)] == [1, 1, 1]
     start = ids.index(196) + 1
     assert trained == [False] * start + [True] * (len(ids) - start)
+    # a reply may hold added tokens that are not special, but none of these
+    tokenizer.add_tokens([AddedToken(f"<reserved_{number}>", normalized=False) for number in (106, 107)])
+    ids, _ = BaichuanChatFormat(tokenizer).encode_conversation(chat("你好", "好<reserved_106><reserved_107>"))
+    assert [ids.count(index) for index in (195, 196)] == [1, 1]
