@@ -2,7 +2,7 @@
 
 In: a folder. Out: a tokenizer with the ids the model was trained with, or None for `AutoTokenizer` to load. The file
 of Chinese-LLaMA has 17,953 pieces appended to Llama's, all with the best score; SentencePiece merges them first,
-transformers 5, which goes by ids, last. It reads one English text in five differently.
+transformers 5, which goes by ids, last. It reads one in five of our example messages differently.
 """
 
 import json
