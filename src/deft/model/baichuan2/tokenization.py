@@ -2,8 +2,8 @@
 
 In: a checkpoint's `tokenizer.model` and `tokenizer_config.json`. Out: the official token ids. The official file has
 byte fallback, single digits, no normalisation and no space put in front (Baichuan 2 technical report, on the
-tokenizer), so any text comes back as it was. Its first 1,089 ids are the unknown, bos and eos tokens, HTML tags and punctuation, and
-`<reserved_N>` (id N + 89); `<reserved_N>`, `<SEP>` and `<CLS>` are made through their ids only.
+tokenizer), so any text comes back as it was. Its first 1,089 ids are the unknown, bos and eos tokens, HTML tags,
+punctuation, and `<reserved_N>` (id N + 89); `<reserved_N>`, `<SEP>` and `<CLS>` are made through their ids only.
 """
 
 from pathlib import Path
