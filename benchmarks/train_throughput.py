@@ -228,7 +228,7 @@ def parse(values: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the flags."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="smollm2-135m", help="alias or folder of a model with a chat template")
-    parser.add_argument("--data", type=Path, default=TRAIN_ROWS, help="file or folder of rows to train on")
+    parser.add_argument("--data", type=Path, nargs="+", default=[TRAIN_ROWS], help="files or folders to train on")
     parser.add_argument("--held-out", type=Path, default=HELD_OUT_ROWS, help="rows to measure the loss on")
     parser.add_argument("--rows", type=int, help="train on so many, chosen at random; by default on all")
     parser.add_argument("--rows-per-step", type=int, default=8, help="rows of an optimizer step")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from deft.train.order import RowOrder, Share, lay_in_packs, share_of_batch
+from deft.train.order import Batch, RowOrder, Share, lay_in_packs
 from deft.types import TokenSequence
 
 
@@ -45,18 +45,23 @@ def row(length: int, supervised: int) -> TokenSequence:
 
 
 def test_processes_share_each_row_once_and_run_equally_many_packs() -> None:
-    rows = [row(9, 2), row(8, 1), row(3, 1), row(3, 2), row(2, 1)]
-    shares = [share_of_batch(rows, 12, Share(rank=rank, world_size=2)) for rank in (0, 1)]
-    assert sorted(name for share in shares for pack in share.packs for name in pack.row_ids) == sorted(
-        r.id for r in rows
-    )
-    assert [share.num_supervised for share in shares] == [7, 7]
-    assert len({len(share.passes) for share in shares}) == 1
-    tokens = [sum(pack.num_tokens for pack in share.packs) for share in shares]
+    rows = (row(9, 2), row(8, 1), row(3, 1), row(3, 2), row(2, 1))
+    batches = [Batch(rows=rows, share=Share(rank=rank, world_size=2)) for rank in (0, 1)]
+    passes = [batch.passes(12) for batch in batches]
+    packs = [[pack for pack, counts in one if counts] for one in passes]
+    assert sorted(name for one in packs for pack in one for name in pack.row_ids) == sorted(r.id for r in rows)
+    assert [batch.num_supervised for batch in batches] == [7, 7]
+    assert len({len(one) for one in passes}) == 1
+    tokens = [sum(pack.num_tokens for pack in one) for one in packs]
     assert sorted(tokens) == [12, 13], "9 + 3 against 8 + 3 + 2"
 
 
 def test_a_process_without_rows_idles_along() -> None:
-    share = share_of_batch([row(5, 2)], 12, Share(rank=1, world_size=2))
-    assert share.packs == () and len(share.idle_packs) == 1 and share.num_supervised == 2
-    assert [counts for _, counts in share.passes] == [False]
+    batch = Batch(rows=(row(5, 2),), share=Share(rank=1, world_size=2))
+    assert batch.num_supervised == 2
+    assert [counts for _, counts in batch.passes(12)] == [False]
+
+
+def test_a_row_longer_than_a_pack_is_one_alone() -> None:
+    batch = Batch(rows=(row(9, 2), row(2, 1), row(2, 1)), share=Share())
+    assert [pack.row_lengths for pack, _ in batch.passes(4)] == [(9,), (2, 2)]

@@ -4,13 +4,18 @@ A pack is several rows laid end to end in one sequence `[1, tokens]`. Block mask
 they cost the square of the pack's length and are lost silently when a cache or an all-ones mask is passed
 (transformers 5.23, `masking_utils.py`). Here the attention function is told the rows' lengths and attends within each,
 so there is no mask to lose: called without lengths it refuses.
+
+On a CUDA GPU in 16 bits all rows go through one variable-length kernel (`torch.nn.attention.varlen`); elsewhere each
+goes through `scaled_dot_product_attention` on its own.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import torch
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
@@ -21,6 +26,10 @@ ROWS_APART = "deft_rows_apart"
 
 UNSUPPORTED_OPTIONS = ("softcap", "s_aux", "position_bias")
 """Options of an attention layer that scaled dot products alone cannot express; a model that uses one is refused."""
+
+
+LARGEST_KERNEL_HEAD = 256
+"""Head dimension up to which flash attention is built."""
 
 
 def rows_apart_attention(
@@ -46,6 +55,8 @@ def rows_apart_attention(
     if used := [name for name in UNSUPPORTED_OPTIONS if options.get(name) is not None]:
         fix = "choose another model: deft models"
         raise UserError("this model's attention cannot run row by row", got=", ".join(used), fix=fix)
+    if has_one_kernel(query, dropout):
+        return all_rows_at_once(query, key, value, row_lengths, scale=scaling, window=sliding_window), None
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
@@ -67,6 +78,39 @@ def rows_apart_attention(
         )
         start += length
     return torch.cat(rows, dim=2).transpose(1, 2).contiguous(), None
+
+
+def has_one_kernel(query: torch.Tensor, dropout: float) -> bool:
+    """Say whether the variable-length kernel can run: on CUDA, in 16 bits, heads of at most 256, no dropout."""
+    in_16_bits = query.dtype in (torch.bfloat16, torch.float16)
+    return query.is_cuda and in_16_bits and query.shape[-1] <= LARGEST_KERNEL_HEAD and dropout == 0
+
+
+def all_rows_at_once(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    row_lengths: Sequence[int],
+    *,
+    scale: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Attend causally within each row in one kernel; shapes as in `rows_apart_attention`."""
+    starts = torch.tensor([0, *accumulate(row_lengths)], dtype=torch.int32, device=query.device)
+    longest = max(row_lengths)
+    out = varlen_attn(
+        query[0].transpose(0, 1),  # [tokens, heads, head_dim]
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        starts,
+        starts,
+        longest,
+        longest,
+        scale=scale,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out[None]  # type: ignore[call-overload]  # a tensor, because no further values were asked for
 
 
 def window_mask(length: int, window: int, device: torch.device) -> torch.Tensor:

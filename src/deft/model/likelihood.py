@@ -171,17 +171,18 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(targets), HEAD_CHUNK_TOKENS):
             here = slice(start, start + HEAD_CHUNK_TOKENS)
             rows = torch.arange(len(targets[here]), device=hidden.device)
-            logits = (hidden[here] @ weight.T).float()
-            log_normaliser = torch.logsumexp(logits, dim=-1)
-            per_token[here] = log_normaliser - logits[rows, targets[here]]
+            log_likelihood = torch.log_softmax(hidden[here] @ weight.T, dim=-1, dtype=torch.float32)
+            per_token[here] = -log_likelihood[rows, targets[here]]
             if not (needs_hidden or needs_weight):
                 continue
-            grad_logits = logits.sub_(log_normaliser[:, None]).exp_()
+            grad_logits = log_likelihood.exp_()
             grad_logits[rows, targets[here]] -= 1.0
             grad_logits = grad_logits.to(hidden.dtype)
             if grad_hidden is not None:
-                grad_hidden[here] = grad_logits @ weight
-            if grad_weight is not None:
+                torch.mm(grad_logits, weight, out=grad_hidden[here])
+            if grad_weight is not None and hidden.dtype == torch.float32:
+                grad_weight.addmm_(grad_logits.T, hidden[here])
+            elif grad_weight is not None:
                 grad_weight += grad_logits.T @ hidden[here]
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype

@@ -64,6 +64,7 @@ def quickstart(
         raise UserError("quickstart has no example data in this language", got=lang, fix="lang is en or zh")
     folder = example_folder(lang)
     config = TrainConfig(
+        show_rows=0,
         model=model,
         train=(folder / "full",),
         valid=(folder / "valid",),

@@ -51,7 +51,7 @@ def plan_key(plan: Plan) -> str:
     from deft.model.load import find_folder
 
     settings = dataclasses.asdict(plan)
-    for name in ("output_dir", "resume_training"):
+    for name in ("output_dir", "resume_training", "allow_changed", "show_rows"):
         del settings["config"][name]
     files = find_files([*plan.config.train, *plan.config.valid, plan.test])
     data = [part for file in files for part in (file.as_posix(), file.read_bytes())]

@@ -81,6 +81,10 @@ class TrainConfig:
     """Leave out rows that cannot be read, instead of stopping at the first."""
     resume_training: bool = False
     """Continue the newest unfinished run of `output_dir` that has the same settings and data."""
+    allow_changed: tuple[str, ...] = ()
+    """What may differ from the unfinished run all the same, by the names that a refusal lists."""
+    show_rows: int = 1
+    """Paint the loss mask of so many training rows before the first step."""
     trainer: dict[str, Any] = field(default_factory=dict)
     """Further settings handed to `transformers.TrainingArguments` as they are (deepspeed, report_to, …)."""
 
@@ -98,6 +102,7 @@ class TrainConfig:
         for name in ("max_steps", "save_steps", "save_total_limit"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "a whole number of at least 1")
+        require(self.show_rows >= 0, "show_rows", self.show_rows, "a whole number of at least 0")
         require(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"a whole number from 0 to {MAX_SEED}")
         for name in ("learning_rate", "lora_alpha"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")

@@ -23,7 +23,15 @@ from deft.train.config import TrainConfig
 from deft.train.memory import SHARDINGS, MemoryEstimate, Method, ModelSize, Sharding, divide, meta_model, model_size
 from deft.train.run import weights_dtype
 from deft.train.trace import StepTrace, trace_step
-from deft.train.workload import MachineSpeed, Workload, flop_per_epoch, measure_speed, run_time_s, workload
+from deft.train.workload import (
+    MachineSpeed,
+    Workload,
+    attention_width,
+    flop_per_epoch,
+    measure_speed,
+    run_time_s,
+    workload,
+)
 
 LIBRARY_BYTES = {"cpu": 20_000_000, "cuda": 800_000_000, "mps": 0}
 """What libraries take once they compute. CPU: code and buffers that were not there after the imports, measured in the
@@ -219,10 +227,7 @@ def estimate(
         for sharding in (SHARDINGS if num_devices > 1 else SHARDINGS[:1])
     ]
     size = traced[own][0]
-    width = text_config.num_attention_heads * (
-        getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
-    )
-    flop = flop_per_epoch(size, work, width, method=own[0], recomputes=own[1])
+    flop = flop_per_epoch(size, work, attention_width(text_config), method=own[0], recomputes=own[1])
     numbers = numbers_of(config, own[0])
     speed = speed or measure_speed(text_config.hidden_size, numbers.autocast or numbers.held)
     advice = None

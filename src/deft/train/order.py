@@ -6,7 +6,7 @@ The rows of a step do not depend on the number of processes that share them eith
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
@@ -24,23 +24,36 @@ class Share:
     world_size: int = 1
 
 
+class Pass(NamedTuple):
+    """One forward and backward pass over a pack; one that does not count only keeps step with the other processes."""
+
+    pack: PackedRows
+    counts: bool
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Batch:
-    """What one process does of an accumulation batch.
+    """The rows of an accumulation batch, of all processes together, and which process this is."""
 
-    Every process runs the same number of packs, because sharded models exchange weights in each; a process with fewer
-    packs of its own runs one again as an `idle` pack, whose loss counts nothing. `num_supervised` counts the supervised
-    tokens of all processes together.
-    """
-
-    packs: tuple[PackedRows, ...]
-    idle_packs: tuple[PackedRows, ...]
-    num_supervised: int
+    rows: tuple[TokenSequence, ...]
+    share: Share
 
     @property
-    def passes(self) -> list[tuple[PackedRows, bool]]:
-        """Every pack to run, with whether it counts."""
-        return [(pack, True) for pack in self.packs] + [(pack, False) for pack in self.idle_packs]
+    def num_supervised(self) -> int:
+        """The supervised tokens of all processes together."""
+        return sum(row.num_supervised for row in self.rows)
+
+    def passes(self, capacity: int) -> list[Pass]:
+        """Return what this process runs: its rows in packs of at most `capacity` tokens (a longer row is one alone).
+
+        Every process computes the whole plan alike and runs as many packs as the others, because sharded models
+        exchange weights in each; one with fewer packs of its own runs one again, and it counts nothing.
+        """
+        plans = [lay_in_packs(own, capacity) for own in split_evenly(self.rows, self.share.world_size)]
+        packs = plans[self.share.rank]
+        num_idle = max(map(len, plans)) - len(packs)
+        idle = packs[0] if packs else PackedRows.lay(self.rows[:1])
+        return [Pass(pack, counts=True) for pack in packs] + [Pass(idle, counts=False)] * num_idle
 
 
 class RowOrder(Sampler[list[int]]):
@@ -66,25 +79,15 @@ class RowOrder(Sampler[list[int]]):
 
 
 class BatchLoader(DataLoader):
-    """The batches of one process: its share of each batch of rows, laid out in packs of at most `capacity` tokens."""
+    """The batches of one process, in the order of a `RowOrder`."""
 
-    def __init__(self, rows: Sequence[TokenSequence], order: RowOrder, capacity: int, share: Share) -> None:
-        collate = partial(share_of_batch, capacity=capacity, share=share)
-        super().__init__(rows, batch_sampler=order, collate_fn=collate)  # type: ignore[arg-type]
+    def __init__(self, rows: Sequence[TokenSequence], order: RowOrder, share: Share) -> None:
+        super().__init__(rows, batch_sampler=order, collate_fn=lambda rows: Batch(rows=tuple(rows), share=share))  # type: ignore[arg-type]
         self.order = order
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration goes through."""
         self.order.set_epoch(epoch)
-
-
-def share_of_batch(rows: Sequence[TokenSequence], capacity: int, share: Share) -> Batch:
-    """Return what the process `share` does of a batch of rows; every process computes the whole plan alike."""
-    plans = [lay_in_packs(own, capacity) for own in split_evenly(rows, share.world_size)]
-    num_packs = max(len(plan) for plan in plans)
-    packs = plans[share.rank]
-    idle = [packs[0] if packs else PackedRows.lay(rows[:1])] * (num_packs - len(packs))
-    return Batch(packs=tuple(packs), idle_packs=tuple(idle), num_supervised=sum(row.num_supervised for row in rows))
 
 
 def split_evenly(rows: Sequence[TokenSequence], num_parts: int) -> list[list[TokenSequence]]:
@@ -99,6 +102,7 @@ def split_evenly(rows: Sequence[TokenSequence], num_parts: int) -> list[list[Tok
 
 
 def lay_in_packs(rows: Sequence[TokenSequence], capacity: int) -> list[PackedRows]:
-    """Lay rows into as few packs of at most `capacity` tokens as best-fit decreasing finds."""
-    packs = pack_rows([len(row) for row in rows], capacity)
+    """Lay rows into as few packs of at most `capacity` tokens, or the longest row's, as best-fit decreasing finds."""
+    lengths = [len(row) for row in rows]
+    packs = pack_rows(lengths, max(capacity, *lengths, 1))
     return [PackedRows.lay([rows[index] for index in pack]) for pack in packs]

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from deft.model.likelihood import PackedRows
+from deft.train.utilisation import Utilisation
 
 PLAIN_LINE_EVERY_S = 15.0
 
@@ -22,6 +23,8 @@ class Progress:
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self.utilisation: Utilisation | None = None
+        self.flop = 0.0
         self.stop_asked = False
         self.num_tokens = 0
         self.num_supervised = 0
@@ -83,6 +86,8 @@ class Progress:
         self.num_tokens += pack.num_tokens
         self.num_supervised += pack.num_supervised
         self.num_padding += pack.input_ids.numel() - sum(pack.row_lengths)
+        if self.utilisation is not None:
+            self.flop += self.utilisation.flop(pack)
 
     def stepped(self, step: int) -> None:
         """Count an optimizer step."""
@@ -110,19 +115,26 @@ class Progress:
             )
 
     def speeds(self) -> dict[str, float]:
-        """Return tokens per second of training time, all and supervised, and the share of padding among all."""
+        """Return what this process does per second of training time, and the share of padding among its tokens.
+
+        Tokens, all and supervised; and the model's operations over the machine's limit (MFU), once it is measured.
+        """
         seconds = max(self.computing_s, 1e-9)
-        return {
+        found = {
             "tokens_per_s": round(self.num_tokens / seconds, 1),
             "supervised_tokens_per_s": round(self.num_supervised / seconds, 1),
             "padding_ratio": self.num_padding / max(self.num_tokens, 1),
         }
+        if self.utilisation is not None:
+            found["mfu_ratio"] = round(self.flop / seconds / self.utilisation.limit_flop_per_s, 3)
+        return found
 
     def facts(self) -> str:
         """Return the loss and the speed in one short line."""
         speeds = self.speeds()
         loss = "" if math.isnan(self.loss) else f"loss {self.loss:.3f} · "
+        used = f" · MFU {100 * speeds['mfu_ratio']:.0f} %" if "mfu_ratio" in speeds else ""
         return (
             f"{loss}{speeds['supervised_tokens_per_s']:,.0f} supervised tok/s · "
-            f"{speeds['tokens_per_s']:,.0f} tok/s · padding {100 * speeds['padding_ratio']:.0f} %"
+            f"{speeds['tokens_per_s']:,.0f} tok/s{used}"
         )

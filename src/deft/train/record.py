@@ -40,6 +40,11 @@ class RunRecord:
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(values, ensure_ascii=False) + "\n")
 
+    def pack_capacity_tokens(self) -> int | None:
+        """Return what the run last shortened its packs to, if it ran out of memory."""
+        found = [line["pack_capacity_tokens"] for line in read_metrics(self.folder) if "pack_capacity_tokens" in line]
+        return found[-1] if found else None
+
     def save_rows(self, folder: Path) -> None:
         """Write all row losses so far to `folder/rows.parquet`."""
         import pyarrow as pa

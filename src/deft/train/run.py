@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
@@ -12,24 +12,35 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from transformers import PreTrainedModel
 
+from deft.data.show import paint
 from deft.errors import UserError
 from deft.model.adapters import add_lora
+from deft.model.host_memory import keep_freed_memory
 from deft.model.likelihood import takes_packs
-from deft.model.load import LoadedModel, find_folder, load_model, load_tokenizer, quiet_transformers
+from deft.model.load import LoadedModel, choose_device, find_folder, load_model, load_tokenizer, quiet_transformers
 from deft.model.selftest import check_packing
 from deft.prompt.detect import chat_format_to_train
 from deft.prompt.format import ChatFormat, EncodeResult, FormatKind, encode_examples
+from deft.prompt.pieces import painted_pieces
 from deft.rundir import check_writable, versions, write_json
 from deft.train.arguments import arguments_of
 from deft.train.checkpoint import checkpoints, disk_faults_told
 from deft.train.config import TrainConfig
 from deft.train.figure import draw_losses
+from deft.train.out_of_memory import memory_faults_told
 from deft.train.progress import Progress
 from deft.train.record import RunRecord, mean_loss
 from deft.train.runfolder import find_unfinished, open_run, run_identity, write_dropped
 from deft.train.schedule import Schedule
 from deft.train.trainer import SupervisedTrainer
+from deft.train.utilisation import Utilisation
 from deft.types import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SHOWN_CHARACTERS = 120
+"""Of a painted stretch of text, at its beginning and at its end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +66,8 @@ def train(
     if not processes.is_main_process:
         console = Console(quiet=True)
     check_writable(config.output_dir)
+    if choose_device(None).type == "cpu":
+        keep_freed_memory()
     if not train_examples:
         raise UserError("there are no rows to train on", fix="give --train FILE_OR_FOLDER")
     source, tokenizer = find_folder(config.model), load_tokenizer(config.model)
@@ -62,7 +75,7 @@ def train(
     train_rows = encode(train_examples, chat_format, config, "training", console)
     valid_rows = encode(valid_examples, chat_format, config, "validation", console) if valid_examples else None
     identity = run_identity(config, source, train_rows, valid_rows)
-    unfinished = find_unfinished(config.output_dir, identity) if config.resume_training else None
+    unfinished = find_unfinished(config.output_dir, identity, config.allow_changed) if config.resume_training else None
     loaded = dataclasses.replace(load_model(config.model, dtype=weights_dtype(config)), tokenizer=tokenizer)
     make_room(loaded, seed=config.seed)
     if config.method != "full":
@@ -75,28 +88,25 @@ def train(
         write_dropped(folder, train_rows, valid_rows)
 
     record, progress = RunRecord(folder), Progress(console)
-    trainer = SupervisedTrainer(
-        model=loaded.model,
-        args=arguments_of(config, folder),
-        tokenizer=loaded.tokenizer,
-        chat_format=chat_format,
-        train_rows=train_rows.sequences,
-        valid_rows=valid_rows.sequences if valid_rows else (),
-        pack_capacity_tokens=config.pack_capacity_tokens,
-        save_steps=config.save_steps,
-        schedule=Schedule(
-            warmup_ratio=config.warmup_ratio,
-            end_ratio=config.end_learning_rate / config.learning_rate,
-            power=config.lr_power,
-        ),
-        record=record,
-        progress=progress,
-    )
     if unfinished and processes.is_main_process:
         record.resume(checkpoint)
         console.print(f"resuming {folder} at {checkpoint.name if checkpoint else 'its start'}", highlight=False)
+    elif processes.is_main_process:
+        show_first_rows(
+            train_examples, train_rows, tokenizer=loaded.tokenizer, num_rows=config.show_rows, console=console
+        )
+    trainer = make_trainer(
+        loaded,
+        config=config,
+        chat_format=chat_format,
+        train_rows=train_rows,
+        valid_rows=valid_rows,
+        record=record,
+        progress=progress,
+    )
     with quiet_transformers(), takes_packs(loaded.model), progress.shown(), disk_faults_told(folder):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with memory_faults_told():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finished = trainer.state.global_step >= trainer.state.max_steps
         if processes.is_main_process:
             write_json(folder / "run.json", identity | {"versions": versions(), "finished": finished})
@@ -109,6 +119,61 @@ def train(
         finished=finished,
         valid_loss=mean_loss(last_valid) if last_valid else None,
     )
+
+
+def make_trainer(
+    loaded: LoadedModel,
+    *,
+    config: TrainConfig,
+    chat_format: ChatFormat,
+    train_rows: EncodeResult,
+    valid_rows: EncodeResult | None,
+    record: RunRecord,
+    progress: Progress,
+) -> SupervisedTrainer:
+    """Put together what trains; a run that had to shorten its packs keeps to them when it is resumed."""
+    arguments = arguments_of(config, record.folder)
+    kind = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else loaded.model.dtype
+    progress.utilisation = Utilisation.of(loaded.model, config.method, arguments.device, kind)
+    return SupervisedTrainer(
+        model=loaded.model,
+        args=arguments,
+        tokenizer=loaded.tokenizer,
+        chat_format=chat_format,
+        train_rows=train_rows.sequences,
+        valid_rows=valid_rows.sequences if valid_rows else (),
+        pack_capacity_tokens=record.pack_capacity_tokens() or config.pack_capacity_tokens,
+        save_steps=config.save_steps,
+        schedule=Schedule(
+            warmup_ratio=config.warmup_ratio,
+            end_ratio=config.end_learning_rate / config.learning_rate,
+            power=config.lr_power,
+        ),
+        record=record,
+        progress=progress,
+    )
+
+
+def show_first_rows(
+    examples: Sequence[Example],
+    rows: EncodeResult,
+    *,
+    tokenizer: "PreTrainedTokenizerBase",
+    num_rows: int,
+    console: Console,
+) -> None:
+    """Paint the first rows as they are trained, long stretches shortened, so that a wrong mask meets the eye."""
+    example_of = {example.id: example for example in examples}
+    for row in rows.sequences[:num_rows]:
+        pieces = [(shortened(text), trained) for text, trained in painted_pieces(row, tokenizer)]
+        console.print(paint(example_of[row.id], row, pieces, colour=console.color_system is not None), "\n")
+
+
+def shortened(text: str) -> str:
+    """Return a text whose middle is left out if it is long."""
+    if len(text) <= 2 * SHOWN_CHARACTERS:
+        return text
+    return f"{text[:SHOWN_CHARACTERS]} …({len(text) - 2 * SHOWN_CHARACTERS} characters)… {text[-SHOWN_CHARACTERS:]}"
 
 
 def weights_dtype(config: TrainConfig) -> str:

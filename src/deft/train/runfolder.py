@@ -7,16 +7,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deft.errors import UserError
+from deft.errors import UserError, did_you_mean
 from deft.prompt.format import EncodeResult
 from deft.rundir import fingerprint, folder_fingerprint, new_run_folder, remove, versions, write_json, write_text
 from deft.train.checkpoint import link_to, remove_leftovers
 from deft.train.config import TrainConfig
 from deft.types import TokenSequence
 
-NOT_PART_OF_A_RUN = ("resume_training", "output_dir", "batch_size", "gradient_accumulation")
+NOT_PART_OF_A_RUN = (
+    "resume_training",
+    "allow_changed",
+    "show_rows",
+    "output_dir",
+    "batch_size",
+    "gradient_accumulation",
+)
 """Settings that may differ when a run is resumed; the number of rows in a step, which the last two make together with
 the number of processes, may not."""
+NOT_COMPARED = ("settings", "num_train_rows", "num_valid_rows", "versions", "finished")
+"""What a `run.json` holds besides; the numbers of rows are in the rows' fingerprints."""
 
 
 def run_identity(
@@ -45,6 +54,8 @@ def rows_fingerprint(rows: Sequence[TokenSequence]) -> str:
 def open_run(config: TrainConfig, identity: dict[str, Any], unfinished: Path | None) -> Path:
     """Make a new run folder, or make the `unfinished` one ready to go on; return it.
 
+    A run that goes on although something changed is from then on what it was changed to.
+
     Raises:
         UserError: if the folder cannot be written; a new one is then removed again.
     """
@@ -52,7 +63,7 @@ def open_run(config: TrainConfig, identity: dict[str, Any], unfinished: Path | N
     try:
         if unfinished:
             remove_leftovers(folder)
-        else:
+        if not unfinished or config.allow_changed:
             write_json(folder / "run.json", identity | {"versions": versions(), "finished": False})
             write_recipe(folder, config)
         link_to(config.output_dir / "latest", folder.name)
@@ -63,12 +74,15 @@ def open_run(config: TrainConfig, identity: dict[str, Any], unfinished: Path | N
     return folder
 
 
-def find_unfinished(runs: Path, identity: dict[str, Any]) -> Path:
-    """Return the newest unfinished run.
+def find_unfinished(runs: Path, identity: dict[str, Any], allow_changed: Sequence[str] = ()) -> Path:
+    """Return the newest unfinished run; what `allow_changed` names may differ from it.
 
     Raises:
         UserError: if there is none, or it was started with other settings or data.
     """
+    known = set(flat(identity))
+    if unknown := [name for name in allow_changed if name not in known]:
+        raise UserError("allow_changed names nothing of a run", got=unknown[0], fix=did_you_mean(unknown[0], known))
     unfinished = []
     for file in sorted(runs.glob("*/run.json"), reverse=True):
         stored = read_identity_of_run(file)
@@ -77,20 +91,24 @@ def find_unfinished(runs: Path, identity: dict[str, Any]) -> Path:
     if not unfinished:
         raise UserError("there is no unfinished run to resume", where=str(runs), fix="start without --resume-training")
     folder, stored = unfinished[0]
-    changed = [name for name in identity if name != "settings" and stored.get(name) != identity[name]]
-    changed += [
-        f"{name} (was {stored['settings'].get(name)}, is {value})"
-        for name, value in identity["settings"].items()
-        if stored["settings"].get(name) != value
-    ]
+    before, now = flat(stored), flat(identity)
+    changed = [name for name in now if before.get(name) != now[name] and name not in allow_changed]
     if changed:
+        listed = (f"{name} (was {before.get(name)}, is {now[name]})" for name in changed)
         raise UserError(
             "the unfinished run was started differently, so continuing it would mix two runs",
             where=str(folder),
-            got="changed: " + ", ".join(changed),
-            fix="use its settings and data again (recipe.yaml in its folder), or start without --resume-training",
+            got="changed: " + ", ".join(listed),
+            fix="use its settings and data again (recipe.yaml in its folder), start without --resume-training, "
+            "or accept it: --allow-changed " + " ".join(changed),
         )
     return folder
+
+
+def flat(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return what must be the same, by name; `weights` is the fingerprint of the first ones, `model` their name."""
+    found = identity | {"weights": identity.get("model")} | identity["settings"]
+    return {name: value for name, value in found.items() if name not in NOT_COMPARED}
 
 
 def read_identity_of_run(file: Path) -> dict[str, Any]:

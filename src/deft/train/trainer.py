@@ -22,13 +22,14 @@ from transformers import (
     TrainingArguments,
 )
 
-from deft.errors import UserError
 from deft.model.likelihood import PackedRows, SupervisedNLL
 from deft.prompt.format import ChatFormat
 from deft.prompt.store import save_chat_format
 from deft.rundir import remove
 from deft.train.checkpoint import mark_best, prune_checkpoints
-from deft.train.order import Batch, BatchLoader, RowOrder, Share, share_of_batch
+from deft.train.divergence import DivergenceWatch
+from deft.train.order import Batch, BatchLoader, RowOrder, Share
+from deft.train.out_of_memory import free_memory, is_out_of_memory, shorter_capacity
 from deft.train.progress import Progress
 from deft.train.record import RowLoss, RunRecord, loss_by_ability, mean_loss
 from deft.train.schedule import Schedule
@@ -78,7 +79,11 @@ class SupervisedTrainer(Trainer):
         self.record = record
         self.progress = progress
         self.ability_of = {row.id: row.ability for row in train_rows}
+        embeddings: Any = model.get_input_embeddings()
+        self.watch = DivergenceWatch(embeddings.weight.shape[0])
         self.met_rows: list[RowLoss] = []
+        self.step_batches: list[Batch] = []
+        self.pack_now: PackedRows
 
     # -- batches and loss ---------------------------------------------------------------------------------------------
 
@@ -91,10 +96,11 @@ class SupervisedTrainer(Trainer):
         """Return this process's batches of rows, in the order that (seed, epoch, step) gives."""
         batch_size = self.args.per_device_train_batch_size * self.share.world_size
         order = RowOrder(len(self.train_rows), batch_size, self.args.seed)
-        return BatchLoader(self.train_rows, order, self.pack_capacity_tokens, self.share)
+        return BatchLoader(self.train_rows, order, self.share)
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> int:
-        """Count the supervised tokens of one optimizer step, over all processes."""
+        """Begin an optimizer step: note its batches and count their supervised tokens, over all processes."""
+        self.step_batches = batch_samples
         return sum(batch.num_supervised for batch in batch_samples)
 
     def training_step(  # type: ignore[override]  # transformers' batches are dicts
@@ -102,28 +108,93 @@ class SupervisedTrainer(Trainer):
     ) -> torch.Tensor:
         """Run forward and backward over the packs of one batch; return this process's part of the step's loss.
 
+        Where memory runs out, the packs are made shorter and the step's gradient is begun again: the same rows, the
+        same weights of their losses.
+        """
+        model.train()
+        batches = [inputs]
+        while True:
+            try:
+                done = [self.run_batch(model, batch, num_items_in_batch) for batch in batches]
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            self.shorten_packs()  # outside of the handler, whose error holds on to the memory
+            model.zero_grad()
+            batches = self.step_batches[: 1 + next(n for n, one in enumerate(self.step_batches) if one is inputs)]
+        part, rows, packs = done[-1]  # those before it were counted when they ran first
+        self.met_rows += rows
+        for pack in packs:
+            self.progress.trained(pack)
+        return part
+
+    def run_batch(
+        self, model: Any, batch: Batch, num_supervised: Any
+    ) -> tuple[torch.Tensor, list[RowLoss], list[PackedRows]]:
+        """Add the gradient of a batch; return its part of the step's loss, its rows' losses, and its packs.
+
         Gradients are averaged over the processes afterwards, so each loss is multiplied by their number: what comes
         out is the gradient of the mean over all supervised tokens of the step, wherever they were.
         """
-        model.train()
-        scale = self.share.world_size / num_items_in_batch
+        scale = self.share.world_size / num_supervised
         part = torch.zeros((), device=self.args.device)
+        rows: list[RowLoss] = []
+        packs: list[PackedRows] = []
         syncs_at_last = self.accelerator.gradient_state.sync_gradients
-        for number, (pack, counts) in enumerate(inputs.passes, start=1):
-            is_last = number == len(inputs.passes)
-            self.accelerator.gradient_state._set_sync_gradients(syncs_at_last and is_last)
-            with nullcontext() if is_last else self.accelerator.no_sync(model=model):
-                with self.compute_loss_context_manager():
-                    nll = SupervisedNLL(*model(packed=pack))
-                loss = nll.total * (scale * counts)
-                self.check_finite(loss, pack)
-                self.accelerator.backward(loss, **self.backward_options)
-            if counts:
-                part += loss.detach()
-                epoch = int(self.state.epoch or 0) + 1
-                self.met_rows += row_losses(pack, nll.per_row(pack).tolist(), "train", epoch, self.ability_of)
-                self.progress.trained(pack)
-        return part
+        passes = batch.passes(self.pack_capacity_tokens)
+        try:
+            for number, (pack, counts) in enumerate(passes, start=1):
+                is_last = number == len(passes)
+                self.accelerator.gradient_state._set_sync_gradients(syncs_at_last and is_last)
+                with nullcontext() if is_last else self.accelerator.no_sync(model=model):
+                    nll = self.run_pack(model, pack, scale * counts)
+                if counts:
+                    part += nll.total.detach() * scale
+                    epoch = int(self.state.epoch or 0) + 1
+                    rows += row_losses(pack, nll.per_row(pack).tolist(), "train", epoch, self.ability_of)
+                    packs.append(pack)
+        finally:
+            self.accelerator.gradient_state._set_sync_gradients(syncs_at_last)
+        return part, rows, packs
+
+    def run_pack(self, model: Any, pack: PackedRows, weight: float) -> SupervisedNLL:
+        """Add the gradient of a pack's loss times `weight`; stop before a loss that is not sane reaches it."""
+        self.pack_now = pack
+        with self.compute_loss_context_manager():
+            nll = SupervisedNLL(*model(packed=pack))
+        self.watch.check_loss(
+            nll.total.item() / pack.num_supervised,
+            num_tokens=pack.num_supervised,
+            step=self.state.global_step + 1,
+            row_ids=pack.row_ids,
+        )
+        self.accelerator.backward(nll.total * weight, **self.backward_options)
+        return nll
+
+    def shorten_packs(self) -> None:
+        """Halve the packs after one did not fit; the log says so, and a resumed run keeps to it.
+
+        Raises:
+            UserError: if that cannot help.
+        """
+        is_alone = self.share.world_size == 1 and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
+        self.pack_capacity_tokens = shorter_capacity(self.pack_now, alone=is_alone)
+        free_memory()
+        self.record.log({"step": self.state.global_step, "pack_capacity_tokens": self.pack_capacity_tokens})
+        self.progress.console.print(
+            f"[yellow]out of memory[/] with a pack of {self.pack_now.num_tokens:,} tokens: from now on packs have at "
+            f"most {self.pack_capacity_tokens:,}; the rows of a step and its gradient stay the same",
+            highlight=False,
+        )
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Return the norm of the step's gradient; stop before one that is not a number reaches the weights."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if norm is not None and self.accelerator.scaler is None:  # fp16's scaler leaves such steps out itself
+            ids = [row.id for batch in self.step_batches for row in batch.rows]
+            self.watch.check_gradient(float(norm), step=self.state.global_step + 1, row_ids=ids)
+        return norm
 
     @property
     def backward_options(self) -> dict[str, Any]:
@@ -141,15 +212,6 @@ class SupervisedTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def check_finite(self, loss: torch.Tensor, pack: PackedRows) -> None:
-        """Stop at a loss that is not a number, before it reaches the weights."""
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"the loss became {loss.item()} at step {self.state.global_step + 1}",
-                got="rows " + ", ".join(pack.row_ids[:8]),
-                fix="lower learning_rate; look at these rows with `deft data show FILE --id ID`",
-            )
-
     def floating_point_ops(self, inputs: Any) -> int:
         """Return 0: transformers' estimate assumes its own batches; progress counts tokens instead."""
         return 0
@@ -158,15 +220,14 @@ class SupervisedTrainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure the loss of every validation row; log it per ability, in nats per supervised token."""
-        mine: list[RowLoss] = []
-        abilities = {row.id: row.ability for row in self.valid_rows}
-        epoch = round(self.state.epoch or 0)
-        self.model_wrapped.eval()
-        with torch.no_grad(), self.compute_loss_context_manager():
-            for pack, counts in share_of_batch(self.valid_rows, self.pack_capacity_tokens, self.share).passes:
-                nll = SupervisedNLL(*self.model_wrapped(packed=pack))
-                if counts:
-                    mine += row_losses(pack, nll.per_row(pack).tolist(), "valid", epoch, abilities)
+        while True:
+            try:
+                mine = self.valid_losses()
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            self.shorten_packs()
         self.gather_met_rows()
         rows = gather_object(mine)
         self.record.rows += rows
@@ -175,6 +236,20 @@ class SupervisedTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def valid_losses(self) -> list[RowLoss]:
+        """Return the losses of this process's share of the validation rows."""
+        mine: list[RowLoss] = []
+        abilities = {row.id: row.ability for row in self.valid_rows}
+        epoch = round(self.state.epoch or 0)
+        self.model_wrapped.eval()
+        with torch.no_grad(), self.compute_loss_context_manager():
+            for pack, counts in Batch(rows=tuple(self.valid_rows), share=self.share).passes(self.pack_capacity_tokens):
+                self.pack_now = pack
+                nll = SupervisedNLL(*self.model_wrapped(packed=pack))
+                if counts:
+                    mine += row_losses(pack, nll.per_row(pack).tolist(), "valid", epoch, abilities)
+        return mine
 
     def gather_met_rows(self) -> None:
         """Bring the training losses that all processes met since the last time into the record."""

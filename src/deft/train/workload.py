@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedConfig
 
 from deft.model.load import choose_device
 from deft.prompt.format import EncodeResult
@@ -139,17 +140,45 @@ def largest(packs: Sequence[Pack]) -> Pack:
 
 
 def flop_per_epoch(size: ModelSize, work: Workload, attention_width: int, *, method: Method, recomputes: bool) -> float:
-    """Return the floating-point operations of one epoch's matrix products, two for a multiplication and an addition.
+    """Return the floating-point operations of one epoch's matrix products."""
+    return flop_of(
+        size,
+        num_tokens=work.num_tokens,
+        num_supervised=work.num_supervised,
+        sum_squared_lengths=work.sum_squared_lengths,
+        attention_width=attention_width,
+        method=method,
+        recomputes=recomputes,
+    )
+
+
+def flop_of(
+    size: ModelSize,
+    *,
+    num_tokens: int,
+    num_supervised: int,
+    sum_squared_lengths: int,
+    attention_width: int,
+    method: Method,
+    recomputes: bool,
+) -> float:
+    """Return the floating-point operations of matrix products, two for a multiplication and an addition.
 
     A weight takes part in one product forward, one backward for what came in, and one for its own gradient if it is
     trained; checkpointing adds a forward pass. Attention's two products see half of the square of a row; its backward
     pass has five of them (Dao 2023, section 3.1).
     """
     base = (3 if method == "full" else 2) + recomputes
-    layers = work.num_tokens * (base * size.matrix_parameters + (3 + recomputes) * size.adapter_parameters)
-    head = work.num_supervised * (3 if method == "full" else 2) * size.head_parameters
-    forward = size.num_layers * work.sum_squared_lengths * attention_width
+    layers = num_tokens * (base * size.matrix_parameters + (3 + recomputes) * size.adapter_parameters)
+    head = num_supervised * (3 if method == "full" else 2) * size.head_parameters
+    forward = size.num_layers * sum_squared_lengths * attention_width
     return 2.0 * layers + 2.0 * head + forward * 2.0 * (1 + 2.5 + recomputes)
+
+
+def attention_width(config: PreTrainedConfig) -> int:
+    """Return the width of all of an attention layer's heads together."""
+    heads = config.num_attention_heads
+    return heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
 
 
 def run_time_s(flop_an_epoch: float, size: ModelSize, work: Workload, speed: MachineSpeed, num_devices: int) -> float:

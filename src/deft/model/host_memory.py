@@ -1,0 +1,34 @@
+"""Memory of the CPU that is freed and taken again in every step stays with the process.
+
+glibc gives large blocks back to the system as soon as they are freed, and the system has to clear every page of the
+next one: up to a fifth of a training step on a CPU (LOG.md). It keeps them when told to, and large pages are cleared
+with fewer faults.
+"""
+
+import ctypes
+import os
+import sys
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+"""Numbers of glibc's `mallopt` (malloc.h)."""
+NEVER = 2**31 - 1
+TOP_PAD_BYTES = 64 << 20
+
+
+def keep_freed_memory() -> bool:
+    """Have glibc keep freed memory for the next step, in large pages where the system offers them; say whether it does.
+
+    What the environment says of malloc (`MALLOC_…_`, `GLIBC_TUNABLES`) or of another allocator (`LD_PRELOAD`) is left
+    alone.
+    """
+    set_by_user = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")) for name in os.environ)
+    if sys.platform != "linux" or set_by_user:
+        return False
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch reads it at its first tensor
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # musl has none
+        return False
+    wanted = ((M_MMAP_THRESHOLD, NEVER), (M_TRIM_THRESHOLD, NEVER), (M_TOP_PAD, TOP_PAD_BYTES))
+    taken = [mallopt(option, value) for option, value in wanted]
+    return all(taken)
