@@ -146,8 +146,8 @@ def show(
     skip_broken
         Leave out rows that cannot be read.
     """
-    from deft.data.show import paint
     from deft.prompt.format import encode_example
+    from deft.prompt.paint import paint
     from deft.prompt.pieces import painted_pieces
 
     examples = [row for row in read([file], skip_broken=skip_broken) if id in (None, row.id)]

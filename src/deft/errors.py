@@ -46,8 +46,7 @@ class NotTrainable(UserError):
 def shorten(value: object, limit: int = MAX_SHOWN_CHARACTERS) -> str:
     """Return `value` as one printable line of at most `limit` characters, safe to write in any encoding."""
     text = value if isinstance(value, str) else repr(value)
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    text = "".join(ch if ch.isprintable() else repr(ch)[1:-1] for ch in text[: limit + 1])
+    text = visible(text[: limit + 1])
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -57,3 +56,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     listed = "known: " + ", ".join(names)
     return f"did you mean {near[0]!r}? {listed}" if near else listed
+
+
+def visible(text: str, *, keep: str = "") -> str:
+    """Return text with control characters, which could drive the terminal, written as escapes; `keep` stays."""
+    safe = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(ch if ch.isprintable() or ch in keep else repr(ch)[1:-1] for ch in safe)

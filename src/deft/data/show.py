@@ -1,10 +1,9 @@
-"""Audits, broken rows and single examples go in; tables and coloured text for the terminal come out.
+"""Audits and broken rows go in; tables for the terminal come out.
 
 Text of the data is never read as markup, and its control characters are shown, not sent to the terminal.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from typing import Literal
 
 from rich.table import Table
@@ -12,11 +11,7 @@ from rich.text import Text
 
 from deft.data.audit import NO_ABILITY, AbilityAudit, Audit, reasons
 from deft.data.read import BrokenRow
-from deft.types import Example, TokenSequence
-
-TRAINED_STYLE = "black on green"
-MASKED_STYLE = "dim"
-OPEN, CLOSE = "⟦", "⟧"
+from deft.errors import visible
 
 Column = tuple[str, Callable[[AbilityAudit], str]]
 
@@ -85,44 +80,3 @@ def problems_table(broken: Sequence[BrokenRow]) -> Table:
     for row in broken:
         table.add_row(*(Text(visible(cell)) for cell in (row.source, row.reason, row.got or "")))
     return table
-
-
-def paint(
-    example: Example, sequence: TokenSequence, pieces: Sequence[tuple[str, bool]], *, colour: bool = True
-) -> Text:
-    """Return an example as a model is trained on it: a header, a legend, and the text of its `sequence`.
-
-    `pieces` are the runs of that text, each with whether it carries loss. Trained text has a coloured background;
-    without `colour` it stands between ⟦ and ⟧.
-    """
-    facts = [
-        f"id {example.id}",
-        f"ability {example.ability or '(none)'}",
-        example.source or "(no file)",
-        f"{len(sequence):,} tokens",
-        f"{sequence.num_supervised:,} supervised",
-    ]
-    painted = Text(visible(" · ".join(facts)), style="")
-    painted.append("\n")
-    for trained, label in ((True, "trained"), (False, "masked")):
-        append_span(painted, label, trained=trained, colour=colour)
-        painted.append(" ")
-    painted.append("\n\n")
-    for trained, group in groupby(pieces, key=lambda piece: piece[1]):
-        append_span(painted, "".join(text for text, _ in group), trained=trained, colour=colour)
-    return painted
-
-
-def append_span(painted: Text, text: str, *, trained: bool, colour: bool) -> None:
-    """Append text in the way that shows whether it is trained."""
-    shown = visible(text, keep="\n\t")
-    if colour:
-        painted.append(shown, style=TRAINED_STYLE if trained else MASKED_STYLE)
-    else:
-        painted.append(f"{OPEN}{shown}{CLOSE}" if trained else shown)
-
-
-def visible(text: str, *, keep: str = "") -> str:
-    """Return text with control characters, which could drive the terminal, written as escapes; `keep` stays."""
-    safe = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return "".join(ch if ch.isprintable() or ch in keep else repr(ch)[1:-1] for ch in safe)

@@ -108,7 +108,7 @@ def show_finished(folder: Path, plan: Plan, tell: Teller) -> None:
 
 def show_replies(pairs: Sequence[ReplyPair], tell: Teller) -> None:
     """Print each prompt with its two replies."""
-    from deft.data.show import visible
+    from deft.errors import visible
 
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="dim", no_wrap=True)

@@ -148,7 +148,7 @@ def table(changes: Mapping[str, Change], lang: Lang) -> str:
 
 def replies(pairs: Sequence[ReplyPair], texts: Mapping[str, str]) -> str:
     """Return the replies side by side."""
-    from deft.data.show import visible
+    from deft.errors import visible
 
     def text(reply: str) -> str:
         return escape(visible(reply.strip(), keep="\n")) or "–"

@@ -13,7 +13,6 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from deft.data.show import paint
 from deft.errors import UserError
 from deft.model.adapters import add_lora
 from deft.model.host_memory import keep_freed_memory
@@ -25,6 +24,7 @@ from deft.model.speed import checkpointing_settings, compile_layers
 from deft.prompt.cache import encode_once
 from deft.prompt.detect import chat_format_to_train
 from deft.prompt.format import ChatFormat, EncodeResult, FormatKind
+from deft.prompt.paint import paint
 from deft.prompt.pieces import painted_pieces
 from deft.rundir import check_writable, versions, write_json
 from deft.train.arguments import arguments_of

@@ -1,0 +1,52 @@
+"""A row as a model is trained on it, painted: what carries loss and what does not.
+
+In: an example, its token sequence, and the runs of text of that. Out: coloured text for the terminal. Text of the data
+is never read as markup, and its control characters are shown, not sent to the terminal.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from rich.text import Text
+
+from deft.errors import visible
+from deft.types import Example, TokenSequence
+
+TRAINED_STYLE = "black on green"
+MASKED_STYLE = "dim"
+OPEN, CLOSE = "⟦", "⟧"
+
+
+def paint(
+    example: Example, sequence: TokenSequence, pieces: Sequence[tuple[str, bool]], *, colour: bool = True
+) -> Text:
+    """Return an example as a model is trained on it: a header, a legend, and the text of its `sequence`.
+
+    `pieces` are the runs of that text, each with whether it carries loss. Trained text has a coloured background;
+    without `colour` it stands between ⟦ and ⟧.
+    """
+    facts = [
+        f"id {example.id}",
+        f"ability {example.ability or '(none)'}",
+        example.source or "(no file)",
+        f"{len(sequence):,} tokens",
+        f"{sequence.num_supervised:,} supervised",
+    ]
+    painted = Text(visible(" · ".join(facts)), style="")
+    painted.append("\n")
+    for trained, label in ((True, "trained"), (False, "masked")):
+        append_span(painted, label, trained=trained, colour=colour)
+        painted.append(" ")
+    painted.append("\n\n")
+    for trained, group in groupby(pieces, key=lambda piece: piece[1]):
+        append_span(painted, "".join(text for text, _ in group), trained=trained, colour=colour)
+    return painted
+
+
+def append_span(painted: Text, text: str, *, trained: bool, colour: bool) -> None:
+    """Append text in the way that shows whether it is trained."""
+    shown = visible(text, keep="\n\t")
+    if colour:
+        painted.append(shown, style=TRAINED_STYLE if trained else MASKED_STYLE)
+    else:
+        painted.append(f"{OPEN}{shown}{CLOSE}" if trained else shown)
