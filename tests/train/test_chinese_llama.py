@@ -9,8 +9,10 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors import safe_open
+from sentencepiece import SentencePieceProcessor
 from torch.nn.functional import cross_entropy
 
+from deft.model.llama_tokenizer import SentencePieceLlamaTokenizer
 from deft.model.load import load_model, load_tokenizer
 from deft.model.tiny import tiny_model
 from deft.prompt.format import encode_examples
@@ -64,9 +66,10 @@ def test_it_trains_and_reloads_with_equal_ids_and_losses(
     loaded = load_model(str(result.best))
     tokenizer, untrained = loaded.tokenizer, load_tokenizer(base)
     assert tokenizer.convert_tokens_to_ids(["<user>", "<assistant>", "<eot>"]) == [49953, 49954, 49955]
-    assert type(tokenizer) is type(untrained)
+    assert type(tokenizer) is type(untrained) is SentencePieceLlamaTokenizer
+    official = SentencePieceProcessor(model_file=str(FILE))
     for asked, _ in PAIRS:
-        assert tokenizer.encode(asked) == untrained.encode(asked)
+        assert tokenizer.encode(asked) == untrained.encode(asked) == [1, *official.encode(asked)]
     chat_format = load_chat_format(result.best, tokenizer)
     assert chat_format is not None and chat_format.kind == "role_tokens"
     total, count = 0.0, 0

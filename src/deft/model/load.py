@@ -135,6 +135,8 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
+    from deft.model.llama_tokenizer import load_llama_tokenizer
+
     folder = find_folder(name, weights=False)
     register()
     if not has_tokenizer(folder):
@@ -148,6 +150,8 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
             read_json(folder / file)
     try:
         with quiet_transformers():
+            if (by_sentencepiece := load_llama_tokenizer(folder)) is not None:
+                return by_sentencepiece
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except UserError:  # deft's own: a model of an earlier generation
         raise

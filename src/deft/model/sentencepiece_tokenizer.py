@@ -32,8 +32,9 @@ class SentencePieceTokenizer(PreTrainedTokenizer):
     their text stands, as it stands: the stripping flags of an `AddedToken` are not followed, so that decoding gives
     the text back.
 
-    Decoding leaves out control pieces and special tokens with `skip_special_tokens`. Spaces are never cleaned up. What
-    comes back is the text, except where the file's own normalisation changed it ("▁" always reads as a space).
+    Decoding leaves out control pieces and special tokens with `skip_special_tokens`, and ids that no token has, as of
+    padded embeddings, always. Spaces are never cleaned up. What comes back is the text, except where the file's own
+    normalisation changed it ("▁" always reads as a space).
     """
 
     vocab_files_names = {"vocab_file": VOCABULARY_FILE}  # noqa: RUF012 (as transformers declares it)
@@ -142,7 +143,7 @@ class SentencePieceTokenizer(PreTrainedTokenizer):
             if is_named:
                 text += "".join(self._names[index] for index in run if index not in left_out)
             else:
-                text += self.sp_model.decode(list(run))
+                text += self.sp_model.decode([index for index in run if index < len(self._piece_ids)])
         return text
 
     # --- files ----------------------------------------------------------------------------------------------------

@@ -179,6 +179,11 @@ def test_bytes_of_half_a_character_are_replacement_characters(folder: Path) -> N
     assert tokenizer.decode(ids) == "a😀"
 
 
+def test_ids_of_no_token_read_as_nothing(folder: Path) -> None:
+    tokenizer = Baichuan2Tokenizer(folder / "tokenizer.model")
+    assert tokenizer.decode([*tokenizer.encode("你"), 1024, 125_000, *tokenizer.encode("好")]) == "你好"
+
+
 # --- settings, added tokens, files --------------------------------------------------------------------------------
 
 
