@@ -361,7 +361,7 @@ def usage_text(name: str, folder: Path, *, is_adapter: bool) -> str:
     ]
     kind = read_object(folder / CHAT_FORMAT_FILE).get("kind")
     has_template = (folder / "chat_template.jinja").is_file()
-    if kind == "role_tokens":
+    if kind in ("role_tokens", "baichuan_chat"):
         lines.append(
             f"Chats are written with role tokens, for which there is no chat template: see `{CHAT_FORMAT_FILE}`."
         )

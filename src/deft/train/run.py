@@ -68,9 +68,10 @@ def train(
     """
     arguments_of(config, Path("unused"))  # a wrong setting is told before a model loads
     processes = PartialState()
-    if not processes.is_main_process:
+    if processes.is_main_process:
+        check_writable(config.output_dir)
+    else:
         console = Console(quiet=True)
-    check_writable(config.output_dir)
     prepare_device(config)
     if not train_examples:
         raise UserError("there are no rows to train on", fix="give --train FILE_OR_FOLDER")
