@@ -508,6 +508,24 @@ CASES = [
         files=recipe(f"train:\n  model: {TINY}\n  train: [{DATA}]\n  trainer:\n    optim: 随机\n"),
     ),
     Case(
+        name="tracker_unknown",
+        command="deft train 配方.yaml",
+        words=("report_to", "wandbb", "did you mean 'wandb'"),
+        files=recipe(f"train:\n  model: {TINY}\n  train: [{DATA}]\n  trainer:\n    report_to: wandbb\n"),
+    ),
+    Case(
+        name="tracker_not_installed",
+        command="deft train 配方.yaml",
+        words=("neptune is not installed", "pip install neptune"),
+        files=recipe(f"train:\n  model: {TINY}\n  train: [{DATA}]\n  trainer:\n    report_to: [neptune]\n"),
+    ),
+    Case(
+        name="checkpointing_keeps",
+        command=f"{TRAIN}{TINY} --checkpointing-keeps 一切",
+        words=("checkpointing-keeps", "一切", "products"),
+    ),
+    Case(name="show_rows", command=f"{TRAIN}{TINY} --show-rows -1", words=("show_rows", "-1", "at least 0")),
+    Case(
         name="deepspeed_missing",
         command="deft train 配方.yaml",
         words=("deepspeed", "没有.json"),

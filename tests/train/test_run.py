@@ -2,6 +2,7 @@
 
 import json
 import math
+from io import StringIO
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,15 +13,17 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 from deft.errors import UserError
+from deft.model.likelihood import PackedRows
 from deft.model.load import load_model
-from deft.model.tiny import save_tiny
+from deft.model.tiny import byte_tokenizer, save_tiny
 from deft.prompt.format import chat_format_for, encode_examples
 from deft.prompt.store import load_chat_format
 from deft.train.config import TrainConfig
 from deft.train.order import RowOrder
 from deft.train.progress import Progress
 from deft.train.record import read_metrics
-from deft.train.run import TrainResult, train
+from deft.train.run import TrainResult, shortened, train
+from deft.train.utilisation import Utilisation
 from deft.types import Example, Message
 
 QUIET = Console(quiet=True)
@@ -209,6 +212,58 @@ def test_resuming_with_other_data_is_refused_with_what_changed(
     assert "learning_rate (was 0.002, is 0.001)" in str(caught.value)
 
 
+def test_what_changed_may_be_allowed_by_name(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StopAfter, "last_step", 1)
+    monkeypatch.setattr("deft.train.run.Progress", StopAfter)
+    stopped = finished_run(llama, tmp_path / "runs")
+    monkeypatch.undo()
+    changes = {"valid": (Path("given"),), "resume_training": True, "learning_rate": 1e-3, "show_rows": 0}
+    with pytest.raises(UserError, match="allow_changed names nothing") as caught:
+        config = settings(llama, tmp_path / "runs", allow_changed=("learning_rat",), **changes)
+        train(config, examples(11), examples(30)[12:16], QUIET)
+    assert "did you mean 'learning_rate'" in str(caught.value)
+    config = settings(llama, tmp_path / "runs", allow_changed=("learning_rate",), **changes)
+    with pytest.raises(UserError) as caught:
+        train(config, examples(11), examples(30)[12:16], QUIET)
+    assert "--allow-changed train_rows" in str(caught.value), "what is allowed is not listed again"
+    config = settings(llama, tmp_path / "runs", allow_changed=("learning_rate", "train_rows"), **changes)
+    resumed = train(config, examples(11), examples(30)[12:16], QUIET)
+    assert resumed.finished and resumed.folder == stopped.folder
+    stored = json.loads((resumed.folder / "run.json").read_text(encoding="utf-8"))
+    assert stored["settings"]["learning_rate"] == 1e-3 and stored["num_train_rows"] == 11
+
+
+def test_the_first_rows_are_painted_in_the_log(llama: Path, tmp_path: Path) -> None:
+    console = Console(width=100, color_system=None, file=StringIO())
+    config = settings(llama, tmp_path, show_rows=1, max_steps=1)
+    rows = examples(4)
+    train(config, rows, [], console)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"id {rows[0].id}" in printed and f"id {rows[1].id}" not in printed
+    assert "⟦" + rows[0].messages[-1].content in printed
+
+
+def test_long_texts_are_painted_from_both_ends() -> None:
+    assert shortened("短") == "短"
+    text = "甲" * 120 + "乙" * 7 + "丙" * 120
+    assert shortened(text) == "甲" * 120 + " …(7 characters)… " + "丙" * 120
+
+
+def test_progress_counts_what_the_model_needs_against_what_the_machine_can_do(llama: Path, tmp_path: Path) -> None:
+    """Three products for each weight of a layer and token: 6 · weights · tokens, and the head's at supervised ones."""
+    run = finished_run(llama, tmp_path)
+    used = [line["mfu_ratio"] for line in read_metrics(run.folder) if "loss" in line]
+    assert used and all(0 < ratio < 1.5 for ratio in used)
+    model = load_model(llama).model
+    found = Utilisation.of(model, "full", torch.device("cpu"), torch.float32)
+    sequence = encode_examples(examples(1), chat_format_for(byte_tokenizer()), max_length_tokens=256).sequences[0]
+    length, width, layers = len(sequence), 64, 2
+    weights = sum(p.numel() for n, p in model.named_parameters() if "proj" in n)
+    head = model.lm_head.weight.numel()
+    expected = 6 * weights * length + 6 * head * sequence.num_supervised + 7 * layers * width * length**2
+    assert found.flop(PackedRows.lay([sequence])) == pytest.approx(expected)
+
+
 def test_nothing_to_resume_is_said(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no unfinished run"):
         finished_run(llama, tmp_path / "runs", resume_training=True)
@@ -255,8 +310,9 @@ def test_a_loss_that_is_not_a_number_names_the_rows_and_stops(llama: Path, tmp_p
 
 def test_gradient_checkpointing_changes_nothing_but_memory(llama: Path, tmp_path: Path) -> None:
     plain = finished_run(llama, tmp_path / "a")
-    saved = finished_run(llama, tmp_path / "b", gradient_checkpointing=True)
-    assert saved.valid_loss == pytest.approx(plain.valid_loss, abs=1e-6)
+    for keeps in ("nothing", "products"):
+        saved = finished_run(llama, tmp_path / keeps, gradient_checkpointing=True, checkpointing_keeps=keeps)
+        assert saved.valid_loss == pytest.approx(plain.valid_loss, abs=1e-6)
 
 
 @pytest.mark.parametrize(

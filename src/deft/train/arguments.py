@@ -1,6 +1,7 @@
 """deft's settings as transformers takes them: a `TrainConfig` in, `TrainingArguments` out."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 from contextlib import suppress
@@ -15,6 +16,9 @@ from deft.train.config import TrainConfig
 
 FILE_SETTINGS = ("deepspeed", "fsdp_config", "accelerator_config")
 """Settings of `TrainingArguments` that are the path of a file where they are text."""
+
+TRACKER_PACKAGES = {"azure_ml": "azureml", "flyte": "flytekit"}
+"""Packages of trackers that have another name than they."""
 
 
 def arguments_of(config: TrainConfig, folder: Path) -> TrainingArguments:
@@ -86,6 +90,7 @@ def further_settings(given: dict[str, Any]) -> dict[str, Any]:
         if name in FILE_SETTINGS and isinstance(value, str):
             value = read_settings_file(name, Path(value))
         found[name] = value
+    check_trackers(found.get("report_to"))
     deepspeed = found.get("deepspeed")
     if isinstance(deepspeed, dict) and (blocks := [name for name in ("scheduler", "optimizer") if name in deepspeed]):
         raise UserError(
@@ -94,6 +99,26 @@ def further_settings(given: dict[str, Any]) -> dict[str, Any]:
             fix="take the block out: learning_rate, end_learning_rate, warmup_ratio and weight_decay are settings here",
         )
     return found
+
+
+def check_trackers(named: Any) -> None:
+    """Check the trackers under `report_to` before a model loads: known to transformers, their packages installed.
+
+    Raises:
+        UserError: naming the first that is not.
+    """
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    for name in [named] if isinstance(named, str) else named or ():
+        if name in ("all", "none", "kubeflow"):  # kubeflow needs no package
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
+            fix = did_you_mean(str(name), {*INTEGRATION_TO_CALLBACK, "none"})
+            raise UserError("unknown tracker under `trainer`: report_to", got=name, fix=fix)
+        package = TRACKER_PACKAGES.get(name, name)
+        if importlib.util.find_spec(package) is None:
+            fix = f"pip install {package}, or choose another tracker"
+            raise UserError(f"the tracker {name} is not installed", where="trainer: report_to", fix=fix)
 
 
 def read_settings_file(name: str, path: Path) -> dict[str, Any]:

@@ -75,6 +75,8 @@ class TrainConfig:
     """With gradient checkpointing: what is kept all the same; products cost memory and save most of that work."""
     compile: bool = False
     """Compile the layers (torch.compile): minutes at the start, faster steps on a GPU."""
+    kernels: Literal["torch", "liger"] = "torch"
+    """liger: fused norms, gates and rotations on CUDA, if they compute the same on some of the rows."""
     seed: int = 0
     """Decides the order of the rows and the initial adapters."""
     save_steps: int | None = None
@@ -117,10 +119,7 @@ class TrainConfig:
             f"between 0 and learning_rate ({self.learning_rate:g})",
         )
         check_lora_targets(self.lora_targets)
-        if self.method == "qlora":
-            from deft.model.adapters import check_qlora
-
-            check_qlora()
+        check_device_for(self)
         for name in ("warmup_ratio", "lora_dropout", "adam_beta1", "adam_beta2"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
         for name in ("weight_decay", "max_grad_norm", "lr_power"):
@@ -142,6 +141,18 @@ def require(holds: bool, name: str, value: object, allowed: str) -> None:
     """Raise a `UserError` about the setting `name` unless its value is allowed."""
     if not holds:
         raise UserError(f"{name} is out of range", got=value, fix=f"{name} must be {allowed}")
+
+
+def check_device_for(config: TrainConfig) -> None:
+    """Raise a `UserError` where a setting needs a package or a device that is not here."""
+    if config.method == "qlora":
+        from deft.model.adapters import check_qlora
+
+        check_qlora()
+    if config.kernels == "liger":
+        from deft.model.kernels import check_liger
+
+        check_liger()
 
 
 def check_lora_targets(targets: object) -> None:

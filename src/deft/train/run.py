@@ -16,6 +16,7 @@ from deft.data.show import paint
 from deft.errors import UserError
 from deft.model.adapters import add_lora
 from deft.model.host_memory import keep_freed_memory
+from deft.model.kernels import use_liger
 from deft.model.likelihood import takes_packs
 from deft.model.load import LoadedModel, choose_device, find_folder, load_model, load_tokenizer, quiet_transformers
 from deft.model.selftest import check_packing
@@ -87,6 +88,8 @@ def train(
     if config.gradient_checkpointing:
         loaded.model.activation_checkpointing_enable(checkpointing_settings(config.checkpointing_keeps))
     check_packing(loaded.model, train_rows.sequences)
+    if config.kernels == "liger":
+        use_liger(loaded.model, train_rows.sequences)
     if config.compile:
         compile_layers(loaded.model)
     [folder] = broadcast_object_list([open_run(config, identity, unfinished) if processes.is_main_process else None])
