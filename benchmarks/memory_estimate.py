@@ -54,7 +54,7 @@ class Setting:
 SMALL = {"num_layers": 12, "hidden_size": 512, "num_heads": 8, "num_key_value_heads": 8, "max_length_tokens": 4096}
 DEEP = {"num_layers": 24, "hidden_size": 256, "num_heads": 4, "num_key_value_heads": 2, "max_length_tokens": 4096}
 ALIBI = {"architecture": "baichuan2", "vocab_size": 40_000} | SMALL
-"""The 13B's layout: 5 heads of 64, so a bias of 84 MB for a row of 2,048 tokens; the head's normalised weight, 51 MB."""
+"""The 13B's layout: 5 heads of 64, so a row of 2,048 tokens has a bias of 84 MB; the head is 51 MB."""
 ROPE = {"architecture": "baichuan2_rope", "vocab_size": 40_000} | SMALL
 LONG_ROWS = {"batch_size": 2, "max_length_tokens": 2048, "pack_length_tokens": 4096}
 SETTINGS = (
@@ -80,9 +80,7 @@ SETTINGS = (
         changes={"batch_size": 4, "max_length_tokens": 2048, "pack_length_tokens": 4096, "method": "lora"},
     ),
     Setting(name="random Baichuan2, ALiBi, full", model=ALIBI, row_tokens=1900, changes=LONG_ROWS),
-    Setting(
-        name="random Baichuan2, ALiBi, LoRA", model=ALIBI, row_tokens=1900, changes=LONG_ROWS | {"method": "lora"}
-    ),
+    Setting(name="random Baichuan2, ALiBi, LoRA", model=ALIBI, row_tokens=1900, changes=LONG_ROWS | {"method": "lora"}),
     Setting(
         name="random Baichuan2, ALiBi, LoRA, checkpointing",
         model=ALIBI,

@@ -28,7 +28,7 @@ from deft.prompt.store import load_chat_format
 from deft.rundir import check_writable, versions, write_json
 from deft.train.arguments import arguments_of
 from deft.train.checkpoint import checkpoints, disk_faults_told
-from deft.train.config import TrainConfig
+from deft.train.config import TrainConfig, check_device_for
 from deft.train.figure import draw_losses
 from deft.train.out_of_memory import memory_faults_told
 from deft.train.progress import Progress
@@ -65,6 +65,7 @@ def train(
     Raises:
         UserError: before anything is written, where the settings or the data make the run impossible.
     """
+    check_device_for(config)
     arguments_of(config, Path("unused"))  # a wrong setting is told before a model loads
     processes = PartialState()
     if not processes.is_main_process:
@@ -80,7 +81,9 @@ def train(
     valid_rows = encode(valid_examples, chat_format, config, "validation", console) if valid_examples else None
     identity = run_identity(config, source, train_rows, valid_rows)
     unfinished = find_unfinished(config.output_dir, identity, config.allow_changed) if config.resume_training else None
-    loaded = dataclasses.replace(load_model(config.model, dtype=weights_dtype(config)), tokenizer=tokenizer)
+    loaded = dataclasses.replace(
+        load_model(config.model, dtype=weights_dtype(config), device=first_device(config)), tokenizer=tokenizer
+    )
     make_room(loaded)
     if config.method != "full":
         model = with_adapters(loaded.model, config, train_embeddings=num_added_tokens > 0)
@@ -191,6 +194,11 @@ def weights_dtype(config: TrainConfig) -> str:
     if config.method == "full" and config.dtype in ("auto", "bfloat16"):
         return "float32"
     return config.dtype
+
+
+def first_device(config: TrainConfig) -> str | None:
+    """Return where the weights are loaded to: a model to hold in 4 bits may fit the device only then."""
+    return "cpu" if config.method == "qlora" else None
 
 
 def prepare_chat_format(loaded: LoadedModel, kind: FormatKind) -> tuple[ChatFormat, int]:
