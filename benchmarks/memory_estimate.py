@@ -28,9 +28,10 @@ from rich.table import Table
 
 from deft.model.load import find_folder, load_tokenizer
 from deft.model.tiny import save_tiny
+from deft.prompt.detect import chat_format_to_train
 from deft.train.config import TrainConfig
 from deft.train.estimate import estimate
-from deft.train.run import encode, find_chat_format, train
+from deft.train.run import encode, train
 from deft.train.workload import MachineSpeed
 from deft.types import Example, Message
 
@@ -147,7 +148,7 @@ def run_setting(setting: Setting, malloc: str) -> dict[str, int]:
         folder = Path(name)
         config = config_of(setting, folder)
         tokenizer = load_tokenizer(config.model)
-        chat_format, _ = find_chat_format(tokenizer, find_folder(config.model, weights=False), config.chat_format)
+        chat_format, _ = chat_format_to_train(tokenizer, find_folder(config.model, weights=False), config.chat_format)
         rows = encode(rows_of(setting, config), chat_format, config, "training", QUIET)
         found = estimate(config, find_folder(config.model, weights=False), rows, speed=NO_MATTER, methods=())
         environment = os.environ | ({"MALLOC_MMAP_THRESHOLD_": "65536"} if malloc == "exact" else {})

@@ -35,9 +35,9 @@ from deft.data.read import read_examples
 from deft.data.write import write_examples
 from deft.errors import UserError
 from deft.model.load import find_folder, load_tokenizer
+from deft.prompt.detect import chat_format_to_train
 from deft.prompt.format import EncodeResult, encode_examples
 from deft.train.order import RowOrder
-from deft.train.run import find_chat_format
 from deft.types import Example
 
 CONTENDERS = {
@@ -108,7 +108,7 @@ def encoded(examples: Sequence[Example], model: str, max_length_tokens: int) -> 
     Raises:
         UserError: if a row does not fit, or the model has no chat template, which the peers need.
     """
-    chat_format, num_added = find_chat_format(load_tokenizer(model), find_folder(model), "auto")
+    chat_format, num_added = chat_format_to_train(load_tokenizer(model), find_folder(model), "auto")
     if num_added:
         raise UserError("this model has no chat template", got=model, fix="choose an instruction model")
     result = encode_examples(examples, chat_format, max_length_tokens=max_length_tokens)

@@ -8,15 +8,15 @@ from benchmarks.peers.plan import start
 from deft.data.read import read_examples
 from deft.evaluate.loss import OVERALL, losses_by_ability, row_losses
 from deft.model.load import find_folder, load_model, load_tokenizer
+from deft.prompt.detect import chat_format_to_train
 from deft.prompt.format import encode_examples
-from deft.train.run import find_chat_format
 
 
 def main() -> None:
     """Measure the checkpoint named second, its prompts made by the model that the plan starts from."""
     plan = start(sys.argv[1:])
     loaded = load_model(sys.argv[2], dtype="float32", device="cpu")
-    chat_format, _ = find_chat_format(load_tokenizer(plan.model), find_folder(plan.model), "auto")
+    chat_format, _ = chat_format_to_train(load_tokenizer(plan.model), find_folder(plan.model), "auto")
     examples = read_examples(Path(plan.folder) / "heldout.jsonl").examples
     sequences = encode_examples(examples, chat_format, max_length_tokens=plan.pack_length_tokens).sequences
     rows = row_losses(loaded.model, sequences, pack_length_tokens=plan.pack_length_tokens)

@@ -402,15 +402,11 @@ def read(paths: Sequence[Path], *, skip_broken: bool = False, ability: str | Non
 def tokenizer_and_format(model: str) -> tuple[Any, "ChatFormat"]:
     """Return a model's tokenizer and the chat format that training on it would use."""
     from deft.model.load import find_folder, load_tokenizer
-    from deft.prompt.format import chat_format_for
-    from deft.prompt.role_tokens import add_role_tokens
-    from deft.prompt.store import load_chat_format
+    from deft.prompt.detect import chat_format_to_train
 
     tokenizer = load_tokenizer(model)
-    stored = load_chat_format(find_folder(model, weights=False), tokenizer)
-    if stored is None and not tokenizer.chat_template:
-        add_role_tokens(tokenizer)
-    return tokenizer, stored or chat_format_for(tokenizer)
+    chat_format, _ = chat_format_to_train(tokenizer, find_folder(model, weights=False))
+    return tokenizer, chat_format
 
 
 def estimate_files(config: TrainConfig, *, num_devices: int, device_memory: str | None) -> None:

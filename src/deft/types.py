@@ -120,8 +120,9 @@ class Dropped:
 class TokenSequence:
     """An example as a model sees it.
 
-    `input_ids` and `labels` are int32 `[length]`; a label is the token itself where the token carries loss and
-    `IGNORED_LABEL` elsewhere. Labels are not shifted: position t is predicted from position t - 1.
+    `input_ids` and `labels` are int32 `[length]`; a label is the token itself where the token carries loss (or what is
+    taught in its place, `ChatFormat.trained_as`) and `IGNORED_LABEL` elsewhere. Labels are not shifted: position t is
+    predicted from position t - 1.
     """
 
     id: str

@@ -17,12 +17,13 @@ from deft.model.likelihood import PackedRows
 from deft.model.load import load_model
 from deft.model.tiny import byte_tokenizer, save_tiny
 from deft.prompt.format import chat_format_for, encode_examples
+from deft.prompt.role_tokens import add_role_tokens
 from deft.prompt.store import load_chat_format
 from deft.train.config import TrainConfig
 from deft.train.order import RowOrder
 from deft.train.progress import Progress
 from deft.train.record import read_metrics
-from deft.train.run import TrainResult, shortened, train
+from deft.train.run import TrainResult, make_room, shortened, train
 from deft.train.utilisation import Utilisation
 from deft.types import Example, Message
 
@@ -299,6 +300,19 @@ def test_a_base_model_without_template_gets_role_tokens_that_are_trained_and_sav
             logits = loaded.model(input_ids=torch.from_numpy(row.input_ids).long()[None]).logits[0]
         total += cross_entropy(logits[:-1], torch.from_numpy(row.labels).long()[1:], reduction="sum").item()
     assert total / sum(row.num_supervised for row in rows) == pytest.approx(result.valid_loss, abs=1e-4)
+
+
+def test_the_rows_of_new_tokens_are_those_of_the_seed(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base", seed=5)
+    rows = []
+    for state, seed in ((1, 0), (2, 0), (1, 3)):
+        loaded = load_model(base)
+        add_role_tokens(loaded.tokenizer)
+        torch.manual_seed(state)  # whatever was random before
+        make_room(loaded, seed=seed)
+        rows.append(loaded.model.get_input_embeddings().weight[-3:].detach())
+    assert torch.equal(rows[0], rows[1])
+    assert not torch.equal(rows[0], rows[2])
 
 
 def test_a_loss_that_is_not_a_number_names_the_rows_and_stops(llama: Path, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from deft.model.checkpoint_files import ADAPTER_CONFIG, first_line, incomplete
 from deft.model.known import KNOWN_MODELS, find_known
 from deft.model.load import HUB_ID, LoadedModel, base_of, find_folder, find_in_cache, load_model, quiet_transformers
 from deft.model.pull import SOURCE_FILE
-from deft.prompt.format import ChatFormat, chat_format_for
+from deft.prompt.detect import find_chat_format
+from deft.prompt.format import ChatFormat
 from deft.prompt.store import FILE_NAME as CHAT_FORMAT_FILE
 from deft.prompt.store import load_chat_format
 from deft.prompt.turns import PROBE
@@ -214,7 +215,7 @@ def chat_format_in(loaded: LoadedModel) -> ChatFormat | None:
     if stored is not None:
         return stored
     try:
-        return chat_format_for(loaded.tokenizer)
+        return find_chat_format(loaded.tokenizer, loaded.path)
     except UserError:
         return None
 

@@ -5,13 +5,14 @@ evaluation, chat and API all pass through here, so that a model is asked in exac
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from deft.errors import NotTrainable, UserError
+from deft.prompt.baichuan_chat import BaichuanChatFormat
 from deft.prompt.role_tokens import RoleTokenFormat
 from deft.prompt.template import TemplateFormat
 from deft.types import IGNORED_LABEL, Dropped, Example, Message, TokenSequence, check_conversation
@@ -19,7 +20,7 @@ from deft.types import IGNORED_LABEL, Dropped, Example, Message, TokenSequence, 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FormatKind = Literal["auto", "template", "role_tokens"]
+FormatKind = Literal["auto", "template", "role_tokens", "baichuan_chat"]
 
 
 class ChatFormat(Protocol):
@@ -27,7 +28,7 @@ class ChatFormat(Protocol):
 
     @property
     def kind(self) -> str:
-        """`template` or `role_tokens`."""
+        """`template`, `role_tokens` or `baichuan_chat`."""
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
@@ -36,6 +37,10 @@ class ChatFormat(Protocol):
     @property
     def end_of_turn_ids(self) -> tuple[int, ...]:
         """Those of them that a reply is trained to end with."""
+
+    @property
+    def trained_as(self) -> Mapping[int, int]:
+        """The labels of tokens that carry loss but stand in the place of another token; empty in most formats."""
 
     @property
     def has_system_role(self) -> bool:
@@ -59,12 +64,16 @@ def chat_format_for(
 ) -> ChatFormat:
     """Return the chat format of a tokenizer: its chat template (or `chat_template`) if there is one, else role tokens.
 
+    Where a checkpoint's folder is at hand, `deft.prompt.detect.find_chat_format` knows more.
+
     Raises:
         UserError: if the template cannot be masked, or if the tokenizer has neither a template nor role tokens.
     """
     if kind == "auto":
         kind = "template" if chat_template or tokenizer.chat_template else "role_tokens"
-    return TemplateFormat(tokenizer, chat_template) if kind == "template" else RoleTokenFormat(tokenizer)
+    if kind == "template":
+        return TemplateFormat(tokenizer, chat_template)
+    return BaichuanChatFormat(tokenizer) if kind == "baichuan_chat" else RoleTokenFormat(tokenizer)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,7 +134,8 @@ def _encode_fitted(example: Example, chat_format: ChatFormat, max_length_tokens:
         if len(ids) > max_length_tokens:
             raise too_long(full_length, len(ids), max_length_tokens)
     input_ids = np.array(ids, dtype=np.int32)
-    labels = np.where(np.array(trained, dtype=bool), input_ids, np.int32(IGNORED_LABEL)).astype(np.int32)
+    taught = np.array([chat_format.trained_as.get(token_id, token_id) for token_id in ids], dtype=np.int32)
+    labels = np.where(np.array(trained, dtype=bool), taught, np.int32(IGNORED_LABEL)).astype(np.int32)
     sequence = TokenSequence(id=example.id, input_ids=input_ids, labels=labels, ability=example.ability)
     return FittedExample(sequence, num_left_out)
 

@@ -9,7 +9,7 @@ ordinary text. Where a tokenizer cannot do that exactly, the text is refused.
 
 import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 ANCHORS = ("", "\n", "。", "=")
 """Texts put before a piece and taken off again, so that a tokenizer does not add the space it adds at a beginning."""
+
+LAYOUT_TAG = re.compile(
+    "</?(?:h[1-6]|img|[biup]|br|em|strong|su[bp]|blockquote|[ou]l|li|table|caption|t(?:head|body|foot|r|h|d))/?>"
+    "|<!DOCTYPE>"
+)
+"""HTML that Baichuan2 and Gemma have as pieces of their own: ordinary text of web pages to them."""
 
 
 class Content(NamedTuple):
@@ -60,8 +66,7 @@ class Guard:
         self._special = {**special_tokens(tokenizer), **(special or {})}
         self._ids = {**added_tokens(tokenizer), **self._special}
         self._guarded_ids = frozenset(self._ids.values()) - unknown_token_id(tokenizer)
-        longest_first = sorted((text for text in self._ids if self._matches(text)), key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._pattern = re.compile(any_of(text for text in self._ids if self._matches(text)))
         joined = self._decode(self._ordinary_ids("a") + self._ordinary_ids("b")).strip()
         self._anchors = ANCHORS if joined == "ab" else ANCHORS[1:]
 
@@ -162,7 +167,12 @@ class Guard:
         return self._ids[text] in self._ordinary_ids(text)
 
     def _ordinary_ids(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False, verbose=False) if text else []
+        if not text:
+            return []
+        # A tokenizer that lets no text make control tokens is asked to let it: here some text is a template's.
+        lets_none = getattr(self._tokenizer, "split_special_tokens", False)
+        allowing = {"split_special_tokens": False} if lets_none else {}
+        return self._tokenizer.encode(text, add_special_tokens=False, verbose=False, **allowing)
 
     def _decode(self, ids: list[int]) -> str:
         return decode_exactly(self._tokenizer, ids)
@@ -237,14 +247,25 @@ def sentencepiece_controls(tokenizer: "PreTrainedTokenizerBase") -> dict[str, in
     return {
         piece.piece: index
         for index, piece in enumerate(pieces)
-        if piece.type in (kinds.CONTROL, kinds.USER_DEFINED) and not is_vocabulary(piece.piece)
+        if piece.type == kinds.CONTROL or (piece.type == kinds.USER_DEFINED and not is_vocabulary(piece.piece))
     }
 
 
 def is_vocabulary(token: str) -> bool:
-    """Say whether an added token only extends the vocabulary: a word, a run of white space, or one character.
+    """Say whether an added token only extends the vocabulary: a word, white space, punctuation, or a layout tag.
 
-    Gemma adds runs of spaces and line breaks in this way, and Chinese extensions add words. They steer nothing, and
-    cutting them would change how ordinary text is read.
+    Gemma adds runs of spaces and line breaks in this way, Chinese extensions add words, Baichuan2 has "```" and `<td>`.
+    They steer nothing, and cutting them would change how ordinary text is read.
     """
-    return len(token) == 1 or all(character.isalnum() or character.isspace() or character == "▁" for character in token)
+    if LAYOUT_TAG.fullmatch(token) or not any(character.isalnum() for character in token):
+        return True
+    return all(character.isalnum() or character.isspace() or character == "▁" for character in token)
+
+
+def any_of(texts: Iterable[str]) -> str:
+    """Return a pattern that matches the longest of `texts` that stands at a place, and nothing where there is none."""
+    longest_first = sorted(texts, key=lambda text: (-len(text), text))
+    if not longest_first:
+        return "(?!)"
+    firsts = "".join(sorted({re.escape(text[0]) for text in longest_first}))  # most places are ruled out by one look
+    return f"(?=[{firsts}])(?:{'|'.join(map(re.escape, longest_first))})"

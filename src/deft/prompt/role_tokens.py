@@ -4,7 +4,7 @@ In: messages. Out: token ids, and for each token whether it carries loss. Conten
 and from the role tokens, without bos or eos, so nothing in a content can reach over its end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deft.errors import UserError
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ROLE_TOKENS = ("<user>", "<assistant>", "<eot>")
-BAICHUAN2_VOCABULARY_SIZE = 125_696
 BAICHUAN2_ROLE_IDS = (197, 198, 199)
-BAICHUAN2_ROLE_PIECES = ["<reserved_108>", "<reserved_109>", "<reserved_110>"]
+"""`<reserved_108>` to `<reserved_110>`."""
+
+BAICHUAN2_RESERVED_OFFSET = 89
+"""What the id of `<reserved_N>` is above N in Baichuan2's vocabulary; in Baichuan 1's it is 93."""
 
 
 class RoleIds(NamedTuple):
@@ -37,6 +39,7 @@ class RoleTokenFormat:
 
     kind = "role_tokens"
     has_system_role = False
+    trained_as: Mapping[int, int] = {}
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Find the role tokens of a tokenizer.
@@ -118,7 +121,7 @@ class RoleNames(NamedTuple):
 
 def find_role_ids(tokenizer: "PreTrainedTokenizerBase") -> RoleIds | None:
     """Return the role tokens of a tokenizer: Baichuan2's reserved ones, or those called `ROLE_TOKENS`; else None."""
-    if is_baichuan2(tokenizer):
+    if has_reserved_pieces(tokenizer, BAICHUAN2_ROLE_IDS):
         return RoleIds(*BAICHUAN2_ROLE_IDS)
     vocabulary = tokenizer.get_vocab()
     if all(name in vocabulary for name in ROLE_TOKENS):
@@ -126,13 +129,12 @@ def find_role_ids(tokenizer: "PreTrainedTokenizerBase") -> RoleIds | None:
     return None
 
 
-def is_baichuan2(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Say whether ids 197 to 199 are free for roles, as they are in Baichuan2's vocabulary."""
-    if tokenizer.vocab_size == BAICHUAN2_VOCABULARY_SIZE:
-        return True
-    if len(tokenizer) <= max(BAICHUAN2_ROLE_IDS):
+def has_reserved_pieces(tokenizer: "PreTrainedTokenizerBase", token_ids: Sequence[int]) -> bool:
+    """Say whether these ids are Baichuan2's reserved pieces, which are there for roles."""
+    if max(token_ids) >= len(tokenizer):
         return False
-    return tokenizer.convert_ids_to_tokens(list(BAICHUAN2_ROLE_IDS)) == BAICHUAN2_ROLE_PIECES
+    pieces = [f"<reserved_{token_id - BAICHUAN2_RESERVED_OFFSET}>" for token_id in token_ids]
+    return tokenizer.convert_ids_to_tokens(list(token_ids)) == pieces
 
 
 def add_role_tokens(tokenizer: "PreTrainedTokenizerBase") -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deft.errors import UserError
+from deft.prompt.baichuan_chat import BaichuanChatFormat
 from deft.prompt.format import ChatFormat
 from deft.prompt.role_tokens import RoleTokenFormat
 from deft.prompt.template import TemplateFormat
@@ -54,6 +55,8 @@ def rebuild(stored: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> Cha
         return TemplateFormat(tokenizer, stored["template"], stored["template_kwargs"])
     if stored["kind"] == RoleTokenFormat.kind:
         return RoleTokenFormat(tokenizer)
+    if stored["kind"] == BaichuanChatFormat.kind:
+        return BaichuanChatFormat(tokenizer)
     raise ValueError(f"unknown kind {stored['kind']!r}")
 
 

@@ -65,6 +65,7 @@ class TemplateFormat:
     """
 
     kind = "template"
+    trained_as: Mapping[int, int] = {}
 
     def __init__(
         self,

@@ -15,9 +15,9 @@ import torch
 from deft.errors import UserError, did_you_mean
 from deft.model.generate import FinishReason, Reply, Sampling, check_number, generate, position_limit, stream
 from deft.model.load import load_model
-from deft.prompt.format import chat_format_for, fit_prompt
+from deft.prompt.detect import find_chat_format
+from deft.prompt.format import fit_prompt
 from deft.prompt.identity import read_identity
-from deft.prompt.store import load_chat_format
 from deft.types import Message, check_conversation
 
 IDENTITY_FILE = "model_identity.txt"
@@ -62,7 +62,7 @@ class Assistant:
         path = Path(model_name_or_path)
         self.name = path.resolve().name if path.is_dir() else str(model_name_or_path)
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
-        self.chat_format = load_chat_format(loaded.path, loaded.tokenizer) or chat_format_for(loaded.tokenizer)
+        self.chat_format = find_chat_format(loaded.tokenizer, loaded.path)
         positions = position_limit(self.model)
         self.context_limit_tokens = context_limit_tokens or min(CONTEXT_LIMIT_TOKENS, positions or CONTEXT_LIMIT_TOKENS)
         if positions is not None and self.context_limit_tokens > positions:

@@ -37,8 +37,8 @@ class TrainConfig:
     """Dropout in front of the adapters."""
     lora_targets: tuple[str, ...] = ("all",)
     """Layers that get adapters: all (every linear layer but the head), or names such as q_proj v_proj."""
-    chat_format: Literal["auto", "template", "role_tokens"] = "auto"
-    """How messages become tokens: the checkpoint's stored format or chat template, or the ancestor's role tokens."""
+    chat_format: Literal["auto", "template", "role_tokens", "baichuan_chat"] = "auto"
+    """How messages become tokens: the checkpoint's stored format or chat template, role tokens, or Baichuan-Chat's."""
     max_length_tokens: int = 2048
     """Longer rows lose whole oldest turns, or are dropped with a reason."""
     pack_length_tokens: int | None = None

@@ -11,11 +11,12 @@ from rich.table import Table
 from deft.errors import UserError
 from deft.model.checkpoint_files import ADAPTER_CONFIG
 from deft.model.load import find_folder, load_tokenizer
+from deft.prompt.detect import chat_format_to_train
 from deft.train.arguments import arguments_of
 from deft.train.config import TrainConfig
 from deft.train.estimate import Estimate, estimate
 from deft.train.memory import SHARDINGS, MemoryEstimate
-from deft.train.run import encode, find_chat_format
+from deft.train.run import encode
 from deft.types import Example
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?", re.IGNORECASE)
@@ -46,7 +47,7 @@ def dry_run(
     if (folder / ADAPTER_CONFIG).is_file():
         fix = "name its base model: what the adapter adds is small"
         raise UserError("a dry run knows whole models only, and this is an adapter", got=str(folder), fix=fix)
-    chat_format, num_added_tokens = find_chat_format(tokenizer, folder, config.chat_format)
+    chat_format, num_added_tokens = chat_format_to_train(tokenizer, folder, config.chat_format)
     rows = encode(train_examples, chat_format, config, "training", console)
     if valid_examples:
         encode(valid_examples, chat_format, config, "validation", console)

@@ -21,10 +21,9 @@ from deft.model.likelihood import takes_packs
 from deft.model.load import LoadedModel, choose_device, find_folder, load_model, load_tokenizer, quiet_transformers
 from deft.model.selftest import check_packing
 from deft.model.speed import checkpointing_settings, compile_layers
-from deft.prompt.format import ChatFormat, EncodeResult, FormatKind, chat_format_for, encode_examples
+from deft.prompt.detect import chat_format_to_train
+from deft.prompt.format import ChatFormat, EncodeResult, FormatKind, encode_examples
 from deft.prompt.pieces import painted_pieces
-from deft.prompt.role_tokens import add_role_tokens
-from deft.prompt.store import load_chat_format
 from deft.rundir import check_writable, versions, write_json
 from deft.train.arguments import arguments_of
 from deft.train.checkpoint import checkpoints, disk_faults_told
@@ -41,7 +40,6 @@ from deft.types import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
 
 SHOWN_CHARACTERS = 120
 """Of a painted stretch of text, at its beginning and at its end."""
@@ -76,7 +74,7 @@ def train(
     if not train_examples:
         raise UserError("there are no rows to train on", fix="give --train FILE_OR_FOLDER")
     source, tokenizer = find_folder(config.model), load_tokenizer(config.model)
-    chat_format, num_added_tokens = find_chat_format(tokenizer, source, config.chat_format)
+    chat_format, num_added_tokens = chat_format_to_train(tokenizer, source, config.chat_format)
     train_rows = encode(train_examples, chat_format, config, "training", console)
     valid_rows = encode(valid_examples, chat_format, config, "validation", console) if valid_examples else None
     identity = run_identity(config, source, train_rows, valid_rows)
@@ -84,7 +82,7 @@ def train(
     loaded = dataclasses.replace(
         load_model(config.model, dtype=weights_dtype(config), device=first_device(config)), tokenizer=tokenizer
     )
-    make_room(loaded)
+    make_room(loaded, seed=config.seed)
     if config.method != "full":
         model = with_adapters(loaded.model, config, train_embeddings=num_added_tokens > 0)
         loaded = dataclasses.replace(loaded, model=model)
@@ -203,27 +201,14 @@ def first_device(config: TrainConfig) -> str | None:
 
 def prepare_chat_format(loaded: LoadedModel, kind: FormatKind) -> tuple[ChatFormat, int]:
     """Return the format the checkpoint carries, or the one asked for, and how many tokens it added to the model."""
-    found = find_chat_format(loaded.tokenizer, loaded.path, kind)
+    found = chat_format_to_train(loaded.tokenizer, loaded.path, kind)
     make_room(loaded)
     return found
 
 
-def find_chat_format(tokenizer: "PreTrainedTokenizerBase", folder: Path, kind: FormatKind) -> tuple[ChatFormat, int]:
-    """Return the format stored in a model's folder, or the one asked for, and how many tokens it needed.
-
-    A tokenizer without a chat template gets the role tokens; `make_room` gives the model rows for them.
-    """
-    stored = load_chat_format(folder, tokenizer) if kind == "auto" else None
-    if stored is not None:
-        return stored, 0
-    num_added = 0
-    if kind == "role_tokens" or (kind == "auto" and not tokenizer.chat_template):
-        num_added = add_role_tokens(tokenizer)
-    return chat_format_for(tokenizer, kind=kind), num_added
-
-
-def make_room(loaded: LoadedModel) -> None:
-    """Give a model an embedding for every token that its tokenizer has."""
+def make_room(loaded: LoadedModel, *, seed: int = 0) -> None:
+    """Give a model an embedding for every token that its tokenizer has; the new rows are random, by `seed`."""
+    torch.manual_seed(seed)
     if len(loaded.tokenizer) > loaded.model.get_input_embeddings().weight.shape[0]:
         loaded.model.resize_token_embeddings(len(loaded.tokenizer), mean_resizing=False)
 

@@ -1,0 +1,53 @@
+"""Which chat format a model has: the one place where training, chat and all tools look for it.
+
+In: a tokenizer and the folder it was loaded from. Out: a chat format. What a training run stored in the folder goes
+first, then the tokenizer's chat template, then what the checkpoint says of itself, then role tokens.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deft.prompt.baichuan_chat import is_baichuan_chat
+from deft.prompt.format import ChatFormat, FormatKind, chat_format_for
+from deft.prompt.role_tokens import add_role_tokens
+from deft.prompt.store import load_chat_format
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def find_chat_format(tokenizer: "PreTrainedTokenizerBase", folder: Path, kind: FormatKind = "auto") -> ChatFormat:
+    """Return the chat format of a model as it is, or the one asked for.
+
+    Raises:
+        UserError: if it has none, its template cannot be masked, or the stored format is damaged or renders otherwise.
+    """
+    stored = load_chat_format(folder, tokenizer) if kind == "auto" else None
+    return stored or chat_format_for(tokenizer, kind=choose_kind(tokenizer, folder, kind))
+
+
+def chat_format_to_train(
+    tokenizer: "PreTrainedTokenizerBase", folder: Path, kind: FormatKind = "auto"
+) -> tuple[ChatFormat, int]:
+    """Return the chat format that training on a model uses, and how many tokens were added to the tokenizer for it.
+
+    Where `find_chat_format` finds none, the tokenizer gets role tokens; the caller gives the model rows for them.
+
+    Raises:
+        UserError: as `find_chat_format` does.
+    """
+    stored = load_chat_format(folder, tokenizer) if kind == "auto" else None
+    if stored is not None:
+        return stored, 0
+    chosen = choose_kind(tokenizer, folder, kind)
+    num_added = add_role_tokens(tokenizer) if chosen == "role_tokens" else 0
+    return chat_format_for(tokenizer, kind=chosen), num_added
+
+
+def choose_kind(tokenizer: "PreTrainedTokenizerBase", folder: Path, kind: FormatKind) -> FormatKind:
+    """Return the kind asked for, or for `auto` the one that a model without a stored format has."""
+    if kind != "auto":
+        return kind
+    if tokenizer.chat_template:
+        return "template"
+    return "baichuan_chat" if is_baichuan_chat(folder, tokenizer) else "role_tokens"
