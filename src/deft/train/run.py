@@ -1,6 +1,7 @@
 """One fine-tuning run from start to finish: examples and settings in, a run folder with checkpoints out."""
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,9 @@ from deft.types import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+LEAVING_S = 0.5
 
 SHOWN_CHARACTERS = 120
 """Of a painted stretch of text, at its beginning and at its end."""
@@ -122,7 +126,7 @@ def train(
         if processes.is_main_process:
             write_json(folder / "run.json", identity | {"versions": versions(), "finished": finished})
             draw_losses(folder)
-    processes.destroy_process_group()
+    leave(processes)
     last_valid = [row for row in record.rows if row.split == "valid" and row.epoch == config.num_epochs]
     return TrainResult(
         folder=folder,
@@ -130,6 +134,18 @@ def train(
         finished=finished,
         valid_loss=mean_loss(last_valid) if last_valid else None,
     )
+
+
+def leave(processes: PartialState) -> None:
+    """Leave the group of processes that trained together.
+
+    Gloo's threads need Python's lock to let go of the last tensors they sent. Whoever frees the group holds the lock
+    and waits for them, so both would wait forever (seen with torch 2.13); a pause without the lock lets them finish.
+    """
+    if processes.num_processes > 1:
+        processes.wait_for_everyone()
+        time.sleep(LEAVING_S)
+    processes.destroy_process_group()
 
 
 def make_trainer(
