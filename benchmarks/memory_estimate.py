@@ -149,7 +149,7 @@ def run_setting(setting: Setting, malloc: str) -> dict[str, int]:
         config = config_of(setting, folder)
         tokenizer = load_tokenizer(config.model)
         chat_format, _ = chat_format_to_train(tokenizer, find_folder(config.model, weights=False), config.chat_format)
-        rows = encode(rows_of(setting, config), chat_format, config, "training", QUIET)
+        rows = encode(rows_of(setting, config), tokenizer, chat_format, config, split="training", console=QUIET)
         found = estimate(config, find_folder(config.model, weights=False), rows, speed=NO_MATTER, methods=())
         environment = os.environ | ({"MALLOC_MMAP_THRESHOLD_": "65536"} if malloc == "exact" else {})
         values = json.dumps(dataclasses.asdict(setting))

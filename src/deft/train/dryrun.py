@@ -48,9 +48,9 @@ def dry_run(
         fix = "name its base model: what the adapter adds is small"
         raise UserError("a dry run knows whole models only, and this is an adapter", got=str(folder), fix=fix)
     chat_format, num_added_tokens = chat_format_to_train(tokenizer, folder, config.chat_format)
-    rows = encode(train_examples, chat_format, config, "training", console)
+    rows = encode(train_examples, tokenizer, chat_format, config, split="training", console=console)
     if valid_examples:
-        encode(valid_examples, chat_format, config, "validation", console)
+        encode(valid_examples, tokenizer, chat_format, config, split="validation", console=console)
     with console.status("tracing steps without numbers …"):
         found = estimate(
             config,

@@ -22,8 +22,9 @@ from deft.model.likelihood import takes_packs
 from deft.model.load import LoadedModel, choose_device, find_folder, load_model, load_tokenizer, quiet_transformers
 from deft.model.selftest import check_packing
 from deft.model.speed import checkpointing_settings, compile_layers
+from deft.prompt.cache import encode_once
 from deft.prompt.detect import chat_format_to_train
-from deft.prompt.format import ChatFormat, EncodeResult, FormatKind, encode_examples
+from deft.prompt.format import ChatFormat, EncodeResult, FormatKind
 from deft.prompt.pieces import painted_pieces
 from deft.rundir import check_writable, versions, write_json
 from deft.train.arguments import arguments_of
@@ -42,9 +43,7 @@ from deft.types import Example
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 LEAVING_S = 0.5
-
 SHOWN_CHARACTERS = 120
 """Of a painted stretch of text, at its beginning and at its end."""
 
@@ -73,30 +72,18 @@ def train(
     if not processes.is_main_process:
         console = Console(quiet=True)
     check_writable(config.output_dir)
-    if choose_device(None).type == "cpu":
-        keep_freed_memory()
+    prepare_device(config)
     if not train_examples:
         raise UserError("there are no rows to train on", fix="give --train FILE_OR_FOLDER")
     source, tokenizer = find_folder(config.model), load_tokenizer(config.model)
     chat_format, num_added_tokens = chat_format_to_train(tokenizer, source, config.chat_format)
-    train_rows = encode(train_examples, chat_format, config, "training", console)
-    valid_rows = encode(valid_examples, chat_format, config, "validation", console) if valid_examples else None
+    train_rows = encode(train_examples, tokenizer, chat_format, config, split="training", console=console)
+    valid_rows = None
+    if valid_examples:
+        valid_rows = encode(valid_examples, tokenizer, chat_format, config, split="validation", console=console)
     identity = run_identity(config, source, train_rows, valid_rows)
     unfinished = find_unfinished(config.output_dir, identity, config.allow_changed) if config.resume_training else None
-    loaded = dataclasses.replace(
-        load_model(config.model, dtype=weights_dtype(config), device=first_device(config)), tokenizer=tokenizer
-    )
-    make_room(loaded, seed=config.seed)
-    if config.method != "full":
-        model = with_adapters(loaded.model, config, train_embeddings=num_added_tokens > 0)
-        loaded = dataclasses.replace(loaded, model=model)
-    if config.gradient_checkpointing:
-        loaded.model.activation_checkpointing_enable(checkpointing_settings(config.checkpointing_keeps))
-    check_packing(loaded.model, train_rows.sequences)
-    if config.kernels == "liger":
-        use_liger(loaded.model, train_rows.sequences)
-    if config.compile:
-        compile_layers(loaded.model)
+    loaded = load_to_train(config, tokenizer, train_rows, num_added_tokens=num_added_tokens)
     [folder] = broadcast_object_list([open_run(config, identity, unfinished) if processes.is_main_process else None])
     checkpoint = next(reversed(checkpoints(folder)), None)
     if processes.is_main_process:
@@ -134,6 +121,40 @@ def train(
         finished=finished,
         valid_loss=mean_loss(last_valid) if last_valid else None,
     )
+
+
+def prepare_device(config: TrainConfig) -> None:
+    """Set what makes a process train faster: memory that stays on a CPU, TF32 for what is left in fp32 on a GPU."""
+    kind = choose_device(None).type
+    if kind == "cpu":
+        keep_freed_memory()
+    elif kind == "cuda" and config.dtype != "float32":  # whoever asks for float32 gets all of its bits
+        torch.set_float32_matmul_precision("high")
+
+
+def load_to_train(
+    config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", rows: EncodeResult, *, num_added_tokens: int
+) -> LoadedModel:
+    """Load the model, give it adapters, checkpointing and kernels as asked for, and check that it can run packs.
+
+    Raises:
+        UserError: if it cannot be loaded, or its rows would see each other in a pack.
+    """
+    device = "cpu" if config.method == "qlora" else None  # in 4 bits it may fit a device that it would not fit whole
+    loaded = load_model(config.model, dtype=weights_dtype(config), device=device)
+    loaded = dataclasses.replace(loaded, tokenizer=tokenizer)
+    make_room(loaded, seed=config.seed)
+    if config.method != "full":
+        model = with_adapters(loaded.model, config, train_embeddings=num_added_tokens > 0)
+        loaded = dataclasses.replace(loaded, model=model)
+    if config.gradient_checkpointing:
+        loaded.model.activation_checkpointing_enable(checkpointing_settings(config.checkpointing_keeps))
+    check_packing(loaded.model, rows.sequences)
+    if config.kernels == "liger":
+        use_liger(loaded.model, rows.sequences)
+    if config.compile:
+        compile_layers(loaded.model)
+    return loaded
 
 
 def leave(processes: PartialState) -> None:
@@ -210,11 +231,6 @@ def weights_dtype(config: TrainConfig) -> str:
     return config.dtype
 
 
-def first_device(config: TrainConfig) -> str | None:
-    """Return where the weights are loaded to: a model to hold in 4 bits may fit the device only then."""
-    return "cpu" if config.method == "qlora" else None
-
-
 def prepare_chat_format(loaded: LoadedModel, kind: FormatKind) -> tuple[ChatFormat, int]:
     """Return the format the checkpoint carries, or the one asked for, and how many tokens it added to the model."""
     found = chat_format_to_train(loaded.tokenizer, loaded.path, kind)
@@ -230,14 +246,20 @@ def make_room(loaded: LoadedModel, *, seed: int = 0) -> None:
 
 
 def encode(
-    examples: Sequence[Example], chat_format: ChatFormat, config: TrainConfig, split: str, console: Console
+    examples: Sequence[Example],
+    tokenizer: "PreTrainedTokenizerBase",
+    chat_format: ChatFormat,
+    config: TrainConfig,
+    *,
+    split: str,
+    console: Console,
 ) -> EncodeResult:
     """Turn examples into token sequences and say how many were cut or dropped.
 
     Raises:
         UserError: if no row is left.
     """
-    result = encode_examples(examples, chat_format, max_length_tokens=config.max_length_tokens)
+    result = encode_once(examples, chat_format, tokenizer, max_length_tokens=config.max_length_tokens)
     if result.num_shortened:
         console.print(f"{split}: {result.num_shortened} rows lost their oldest turns to fit", highlight=False)
     if result.dropped:

@@ -68,12 +68,9 @@ def register() -> None:
 
     from deft.model.baichuan2.configuration import Baichuan2Config
     from deft.model.baichuan2.modelling import BaichuanForCausalLM, BaichuanModel
+    from deft.model.baichuan2.tokenization import register_tokenizer
 
     register_configuration()
     AutoModel.register(Baichuan2Config, BaichuanModel, exist_ok=True)
     AutoModelForCausalLM.register(Baichuan2Config, BaichuanForCausalLM, exist_ok=True)
-    # MERGE: when tokenization.py is here, drop the condition.
-    if importlib.util.find_spec("deft.model.baichuan2.tokenization") is not None:
-        from deft.model.baichuan2.tokenization import register_tokenizer
-
-        register_tokenizer()
+    register_tokenizer()
