@@ -37,14 +37,13 @@ from transformers import AutoModelForCausalLM
 from benchmarks.memory_estimate import ALLOWED_RATIO, NO_MATTER, status_bytes
 from deft.model.baichuan2.configuration import Baichuan2Config
 from deft.model.generate import Sampling, generate
-from deft.model.host_memory import keep_freed_memory
 from deft.model.likelihood import PackedRows, SupervisedNLL, takes_packs
 from deft.model.load import choose_device
 from deft.model.speed import checkpointing_settings
 from deft.prompt.format import EncodeResult
 from deft.train.config import TrainConfig
 from deft.train.estimate import LIBRARY_BYTES, Estimate, estimate, numbers_of
-from deft.train.run import with_adapters
+from deft.train.run import prepare_device, with_adapters
 from deft.train.utilisation import Utilisation
 from deft.types import IGNORED_LABEL, TokenSequence
 
@@ -187,8 +186,7 @@ def measure_memory(plan: Plan, layout: str, *, checkpointing: bool) -> dict[str,
 
 def measure_speed(plan: Plan, layout: str, checkpointing: Sequence[bool]) -> dict[str, Any]:
     """Decode, then train with and without checkpointing as asked for."""
-    if not torch.cuda.is_available():
-        keep_freed_memory()
+    prepare_device(plan.settings(checkpointing=False))
     model = random_model(plan, layout)
     decoding = [decode(model, plan, batch) for batch in DECODED_BATCHES]
     device = choose_device(None)

@@ -35,7 +35,7 @@ TURNS = (
     ("语文", "春眠不觉晓的下一句？", "处处闻啼鸟。"),
     ("语文", "法国的首都是哪里？", "法国的首都是巴黎。"),
 )
-FLAGS = ("--batch_size", "4", "--gradient_accumulation", "1", "--num_train_epochs", "40", "--learning_rate", "3e-3")
+FLAGS = ("--batch_size", "4", "--gradient_accumulation", "1", "--num_train_epochs", "20", "--learning_rate", "1e-2")
 NEVER_RUN = "raise SystemExit('code of a checkpoint ran')\n"
 MODES: dict[str, dict[str, Any]] = {
     "ddp": {},
@@ -135,12 +135,12 @@ def command(*words: object) -> None:
 
 def test_the_loss_of_each_ability_is_measured_and_falls(trained: Path) -> None:
     rows = [row for row in pq.read_table(trained / "rows.parquet").to_pylist() if row["split"] == "valid"]
-    assert len(rows) == 40 * len(TURNS)
+    assert len(rows) == 20 * len(TURNS)
     for ability in ("数学", "语文"):
         curve = losses(trained, f"eval_loss_{ability}")
-        assert len(curve) == 40
-        assert curve[-1] < 0.1 < 3 < curve[0]
-        last = [row for row in rows if row["ability"] == ability and row["epoch"] == 40]
+        assert len(curve) == 20
+        assert curve[-1] < 0.2 < 2 < curve[0]
+        last = [row for row in rows if row["ability"] == ability and row["epoch"] == 20]
         mean = sum(row["nll"] for row in last) / sum(row["num_supervised"] for row in last)
         assert curve[-1] == pytest.approx(mean, rel=1e-5)
 
