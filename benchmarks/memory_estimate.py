@@ -44,16 +44,20 @@ NO_MATTER = MachineSpeed(device="cpu", matmul_flop_per_s=1e11, memory_bytes_per_
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One way to train: `model` is smollm2-135m or the shape of a random Llama; rows have about `row_tokens`."""
+    """One way to train: `model` is smollm2-135m or what `save_tiny` takes; rows have about `row_tokens`."""
 
     name: str
-    model: str | dict[str, int] = "smollm2-135m"
+    model: str | dict[str, Any] = "smollm2-135m"
     row_tokens: int = 120
     changes: dict[str, Any] = field(default_factory=dict)
 
 
 SMALL = {"num_layers": 12, "hidden_size": 512, "num_heads": 8, "num_key_value_heads": 8, "max_length_tokens": 4096}
 DEEP = {"num_layers": 24, "hidden_size": 256, "num_heads": 4, "num_key_value_heads": 2, "max_length_tokens": 4096}
+ALIBI = {"architecture": "baichuan2", "vocab_size": 40_000} | SMALL
+"""The 13B's layout: 5 heads of 64, so a row of 2,048 tokens has a bias of 84 MB; the head is 51 MB."""
+ROPE = {"architecture": "baichuan2_rope", "vocab_size": 40_000} | SMALL
+LONG_ROWS = {"batch_size": 2, "max_length_tokens": 2048, "pack_length_tokens": 4096}
 SETTINGS = (
     Setting(name="smollm2 full", changes={"batch_size": 4}),
     Setting(name="smollm2 full, checkpointing", changes={"batch_size": 4, "gradient_checkpointing": True}),
@@ -76,6 +80,21 @@ SETTINGS = (
         row_tokens=1000,
         changes={"batch_size": 4, "max_length_tokens": 2048, "pack_length_tokens": 4096, "method": "lora"},
     ),
+    Setting(name="random Baichuan2, ALiBi, full", model=ALIBI, row_tokens=1900, changes=LONG_ROWS),
+    Setting(name="random Baichuan2, ALiBi, LoRA", model=ALIBI, row_tokens=1900, changes=LONG_ROWS | {"method": "lora"}),
+    Setting(
+        name="random Baichuan2, ALiBi, LoRA, checkpointing",
+        model=ALIBI,
+        row_tokens=1900,
+        changes=LONG_ROWS | {"method": "lora", "gradient_checkpointing": True},
+    ),
+    Setting(name="random Baichuan2, RoPE, full", model=ROPE, row_tokens=1900, changes=LONG_ROWS),
+    Setting(
+        name="random Baichuan2, RoPE, LoRA, checkpointing",
+        model=ROPE,
+        row_tokens=1900,
+        changes=LONG_ROWS | {"method": "lora", "gradient_checkpointing": True},
+    ),
 )
 
 
@@ -97,7 +116,7 @@ def config_of(setting: Setting, folder: Path) -> TrainConfig:
     if isinstance(model, dict):
         model = str(folder / "model")
         if not Path(model).exists():
-            save_tiny(Path(model), "llama", **setting.model)
+            save_tiny(Path(model), **setting.model)
     values = {"model": model, "max_length_tokens": 512, "output_dir": folder / "runs", "max_steps": NUM_STEPS}
     return TrainConfig(**(values | setting.changes))  # type: ignore[arg-type]
 

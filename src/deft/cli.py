@@ -328,7 +328,7 @@ def export(
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     max_shard_size: str = "5GB",
     keep_adapter: bool = False,
-    to: Literal["llama"] | None = None,
+    to: Literal["llama", "plain_head"] | None = None,
     license: str | None = None,
     overwrite: bool = False,
     push: str | None = None,
@@ -349,7 +349,8 @@ def export(
     keep_adapter
         Export an adapter as it is.
     to
-        Write a Baichuan2-7B in Llama's layout, for tools that know no Baichuan.
+        For tools that know no Baichuan2. llama: a Baichuan2-7B in Llama's layout; plain_head: a Baichuan2 with its
+        head already normalised.
     license
         Licence to state in the card, in place of the base model's.
     overwrite

@@ -3,7 +3,9 @@
 import importlib.util
 import json
 import math
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from deft.errors import UserError
 from deft.model.adapters import add_lora, hold_in_4_bits, linear_layers
 from deft.model.load import load_model
 from deft.model.tiny import byte_tokenizer, save_tiny, tiny_model
-from deft.train.config import TrainConfig
+from deft.train.config import TrainConfig, check_device_for
 from deft.train.run import train
 from deft.types import Example, Message
 
@@ -112,7 +114,7 @@ def test_qlora_without_bitsandbytes_is_refused_with_the_command(monkeypatch: pyt
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(UserError, match="bitsandbytes") as caught:
-        TrainConfig(method="qlora", model="没有/这个模型")
+        train(TrainConfig(method="qlora", model="没有/这个模型"), rows(), [], Console(quiet=True))
     assert "pip install bitsandbytes" in str(caught.value.fix)
 
 
@@ -120,10 +122,61 @@ def test_qlora_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="CUDA device") as caught:
-        TrainConfig(method="qlora", model="没有/这个模型")
+        train(TrainConfig(method="qlora", model="没有/这个模型"), rows(), [], Console(quiet=True))
     assert "pip install torch" in str(caught.value.fix)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert TrainConfig(method="qlora").method == "qlora"
+    check_device_for(TrainConfig(method="qlora"))
+
+
+@pytest.mark.parametrize(("method", "device"), [("qlora", "cpu"), ("lora", None)])
+def test_a_model_to_hold_in_4_bits_is_never_whole_on_the_device(
+    method: str, device: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is loaded on the CPU; then each layer goes to the device on its own, and last what stays in 16 bits."""
+
+    class Loaded(Exception):
+        pass
+
+    def load(*_: object, **settings: object) -> None:
+        raise Loaded(settings["device"])
+
+    monkeypatch.setattr("deft.train.run.check_device_for", lambda _: None)
+    monkeypatch.setattr("deft.train.run.load_model", load)
+    config = TrainConfig(method=method, model=str(save_tiny(tmp_path / "模型")), output_dir=tmp_path / "runs")  # type: ignore[arg-type]
+    with pytest.raises(Loaded) as caught:
+        train(config, rows(), [], Console(quiet=True))
+    assert caught.value.args == (device,)
+
+
+class StandInWeight(torch.nn.Parameter):
+    """In place of bitsandbytes' `Params4bit`, which takes further settings."""
+
+    def __new__(cls, data: torch.Tensor, requires_grad: bool, **_: object) -> "StandInWeight":
+        return super().__new__(cls, data, requires_grad)  # type: ignore[no-any-return]
+
+
+class StandInLayer(torch.nn.Linear):
+    """In place of bitsandbytes' `Linear4bit`."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool, device: str, **_: object) -> None:
+        super().__init__(inputs, outputs, bias=bias, device=device)
+
+
+def test_layers_go_to_the_device_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = ModuleType("bitsandbytes.nn")
+    vars(stand_in).update(Linear4bit=StandInLayer, Params4bit=StandInWeight)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", ModuleType("bitsandbytes"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes.nn", stand_in)
+    model = tiny_model("baichuan2")
+    moved: list[str] = []
+    monkeypatch.setattr(
+        StandInLayer, "to", lambda layer, place: moved.append("layer") or torch.nn.Module.to(layer, place)
+    )
+    whole = type(model).to
+    monkeypatch.setattr(type(model), "to", lambda model, place: moved.append("the rest") or whole(model, place))
+    hold_in_4_bits(model, torch.device("meta"))
+    assert moved == ["layer"] * len(linear_layers(model)) + ["the rest"]
+    assert {weights.device.type for weights in model.parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])
@@ -132,7 +185,7 @@ def test_four_bits_hold_linear_layers_near_what_they_were(architecture: str) -> 
     model = tiny_model(architecture)  # type: ignore[arg-type]
     names = linear_layers(model)
     before = {name: model.get_submodule(name)(torch.ones(1, model.get_submodule(name).in_features)) for name in names}
-    hold_in_4_bits(model)
+    hold_in_4_bits(model, torch.device("cpu"))
     assert all(model.get_submodule(name).weight.dtype == torch.uint8 for name in names)
     assert model.get_output_embeddings().weight.dtype == torch.float32
     for name, expected in before.items():

@@ -11,7 +11,7 @@ from deft.errors import UserError
 from deft.model import kernels
 from deft.model.kernels import use_liger
 from deft.model.tiny import tiny_model
-from deft.train.config import TrainConfig
+from deft.train.config import TrainConfig, check_device_for
 from deft.types import TokenSequence
 
 
@@ -50,8 +50,8 @@ def test_kernels_that_compute_something_else_are_refused(monkeypatch: pytest.Mon
 
 def test_what_is_missing_is_said_before_anything_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="pip install liger-kernel"):
-        TrainConfig(kernels="liger")
+        check_device_for(TrainConfig(kernels="liger"))
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda _: SimpleNamespace())
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="need a CUDA device"):
-            TrainConfig(kernels="liger")
+            check_device_for(TrainConfig(kernels="liger"))

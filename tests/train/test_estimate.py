@@ -18,7 +18,7 @@ from deft.prompt.format import EncodeResult
 from deft.train.config import TrainConfig
 from deft.train.dryrun import dry_run, parse_bytes, shown_bytes, shown_time
 from deft.train.estimate import estimate
-from deft.train.memory import ModelSize, divide, meta_model, model_size
+from deft.train.memory import MemoryEstimate, ModelSize, divide, meta_model, model_size
 from deft.train.order import RowOrder, lay_in_packs
 from deft.train.record import read_metrics
 from deft.train.run import train
@@ -158,7 +158,7 @@ def really_kept_bytes(architecture: str, checkpointing: bool, lengths: list[int]
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "baichuan2", "baichuan2_rope"])
 def test_the_trace_finds_what_autograd_really_keeps(architecture: str) -> None:
     lengths = [64, 96]
     config = tiny_config(architecture)
@@ -198,6 +198,23 @@ def test_the_head_holds_no_more_than_two_chunks_of_logits_however_many_positions
     assert chunk < head(512) < head(1024) < 4 * chunk, "a chunk goes when the next one's logits are there"
     # beyond that, what is kept are the gradients of hidden states, and a loss for each position
     assert head(2048) - head(1024) == pytest.approx(1024 * (64 * 4 + 4), rel=0.05)
+
+
+def test_the_bias_of_alibi_is_that_of_the_longest_row_once_for_all_layers() -> None:
+    def saved(*lengths: int) -> int:
+        model = meta_model(tiny_config("baichuan2"), method="full", dtype=torch.float32, gradient_checkpointing=True)
+        return trace_step(model, lengths, 4).saved_bytes
+
+    assert saved(256) - saved(128, 128) == 5 * (256**2 - 128**2) * 4, "5 heads"
+
+
+def test_the_normalised_weight_of_a_head_is_counted() -> None:
+    weight_bytes = 50_000 * 64 * 4
+    config = tiny_config("baichuan2_rope", vocab_size=50_000)
+    traced = trace_step(meta_model(config, method="lora", dtype=torch.float32), [20], 1)
+    assert 1 <= max(moment.head for moment in traced.moments) / weight_bytes < 1.1
+    plain = trace_step(meta_model(tiny_config(vocab_size=50_000), method="lora", dtype=torch.float32), [20], 1)
+    assert max(moment.head for moment in plain.moments) / weight_bytes < 0.1
 
 
 def test_many_rows_are_traced_as_four_with_the_same_result() -> None:
@@ -244,6 +261,25 @@ def test_each_stage_divides_what_it_says(
     assert (found.weights_bytes, found.gathered_bytes) == (weights, gathered)
     assert (found.gradients_bytes, found.optimizer_bytes) == (gradients, optimizer)
     assert found.total_bytes == weights + gathered + gradients + optimizer + 500 + 50 + 70 + 200 + 30 + 9
+
+
+def test_deepspeed_holds_a_mixed_model_in_16_bits_and_divides_its_copy_in_fp32() -> None:
+    def by_sharding(dtype: str) -> dict[str, MemoryEstimate]:
+        config = TrainConfig(dtype=dtype, gradient_checkpointing=True, max_length_tokens=64)  # type: ignore[arg-type]
+        found = estimate(config, tiny_config("baichuan2"), rows(*[60] * 16), num_devices=2, speed=SPEED, methods=())
+        return {memory.sharding: memory for memory in found.others}
+
+    count = sum(weights.numel() for weights in tiny_model("baichuan2").parameters())
+    mixed, plain = by_sharding("bfloat16"), by_sharding("float32")
+    for sharding, parts in (("zero1", 1), ("zero2", 1), ("zero3", 2)):
+        assert mixed[sharding].weights_bytes == count * 2 // parts
+        assert mixed[sharding].optimizer_bytes == count * 12 // 2
+        assert mixed[sharding].weight_copies_bytes == 0
+        assert plain[sharding].weights_bytes == count * 4 // parts
+        assert plain[sharding].optimizer_bytes == count * 8 // 2
+    assert mixed["fsdp2"].weights_bytes == mixed["none"].weights_bytes // 2 == count * 4 // 2
+    assert mixed["none"].weight_copies_bytes > 0
+    assert 2 * mixed["zero1"].gradients_bytes == mixed["none"].gradients_bytes == count * 4
 
 
 def test_the_fullest_moment_is_chosen_after_the_gradients_are_divided() -> None:
@@ -414,6 +450,17 @@ def test_the_tables_say_what_a_run_takes_without_reading_weights(tmp_path: Path)
     assert found.chosen in found.others
     assert len(found.others) == 8 * 5, "four methods, with and without checkpointing, five ways to share"
     assert len({(m.method, m.gradient_checkpointing, m.sharding) for m in found.others}) == 40
+
+
+def test_a_dry_run_needs_neither_weights_nor_the_device_it_plans_for(tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "模型", "baichuan2")
+    (model / "model.safetensors").unlink()
+    config = TrainConfig(model=str(model), method="qlora", dtype="bfloat16", output_dir=tmp_path / "runs")
+    found = dry_run(config, examples(6), [], Console(quiet=True), device_memory="1GB")
+    assert found.chosen.method == "qlora"
+    assert found.advice is None
+    with pytest.raises(UserError, match="it lacks its weights"):
+        train(dataclasses.replace(config, method="lora"), examples(6), [], Console(quiet=True))
 
 
 def test_the_command_prints_and_leaves_nothing(

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from deft.errors import UserError, did_you_mean
+from deft.model.load import choose_device
 
 ADAPTER_METHODS = ("lora", "rslora", "dora", "qlora")
 """LoRA (Hu et al. 2021); with the product scaled by alpha / sqrt(rank) (rsLoRA, Kalajdzievski 2023); with a trained
@@ -46,7 +47,7 @@ def add_lora(
     modules = target_modules(model, targets)
     if method == "qlora":
         check_qlora()
-        hold_in_4_bits(model)
+        hold_in_4_bits(model, choose_device(None))
     whole = (model.get_input_embeddings(), model.get_output_embeddings()) if train_embeddings else ()
     names = [name for name, module in model.named_modules() if any(module is part for part in whole)]
     settings = LoraConfig(
@@ -114,10 +115,11 @@ def check_qlora() -> None:
         raise UserError("qlora needs a CUDA device, and there is none", fix=fix)
 
 
-def hold_in_4_bits(model: PreTrainedModel) -> None:
-    """Hold the weights of a model's linear layers but the head in 4 bits, in place: NF4, its scales quantised as well.
+def hold_in_4_bits(model: PreTrainedModel, place: torch.device) -> None:
+    """Bring a model to a device, the weights of its linear layers but the head in 4 bits (NF4, its scales quantised).
 
-    Computing goes on in the type the weights had. A layer at a time, so that the peak is the model as it was loaded.
+    Computing goes on in the type the weights had. A layer at a time, so that the device never holds more than the
+    result and one layer if the model was on the CPU before.
     """
     from bitsandbytes.nn import Linear4bit, Params4bit
 
@@ -126,7 +128,7 @@ def hold_in_4_bits(model: PreTrainedModel) -> None:
         if not isinstance(layer, nn.Linear):
             fix = "choose method lora: qlora quantises plain linear layers only"
             raise UserError("this model's layers cannot be held in 4 bits", got=type(layer).__name__, fix=fix)
-        place, dtype = layer.weight.device, layer.weight.dtype
+        dtype = layer.weight.dtype
         held = Linear4bit(
             layer.in_features,
             layer.out_features,
@@ -141,4 +143,5 @@ def hold_in_4_bits(model: PreTrainedModel) -> None:
         held.weight = weight
         held.bias = layer.bias
         model.set_submodule(name, held.to(place))
+    model.to(place)  # type: ignore[arg-type]  # what is left: embeddings, norms, the head
     vars(model)["is_loaded_in_4bit"] = True  # peft asks for it before it looks at a layer

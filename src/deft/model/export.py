@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from deft.errors import UserError
 from deft.model.baichuan2.as_llama import as_llama, check_layout
+from deft.model.baichuan2.plain_head import with_plain_head
 from deft.model.checkpoint_files import ADAPTER_CONFIG, check_weight_files, first_line, weight_files
 from deft.model.known import find_known
 from deft.model.load import base_of, find_folder, find_in_cache, find_model, load_model, load_tokenizer
@@ -98,7 +99,8 @@ def export(
     """Write a checkpoint as a folder to publish, and upload it to the hub as `push` (`org/name`) if that is given.
 
     `dtype` None leaves whole models in the type they are stored in and writes merged ones in float32. `to` "llama"
-    writes a Baichuan2-7B in Llama's layout. `license` takes the place of the base model's licence.
+    writes a Baichuan2-7B in Llama's layout, "plain_head" a Baichuan2 whose head is normalised already. `license` takes
+    the place of the base model's licence.
 
     Raises:
         UserError: before the long work, if a setting, the target, the hub or the token is at fault, or if the licence
@@ -132,7 +134,7 @@ def export(
             tell(f"merging {folder} in fp32" if is_adapter else f"loading {folder}")
             ready = merged(folder) if is_adapter else whole(folder)
             if to is not None:
-                ready = as_llama(ready)
+                ready = as_llama(ready) if to == "llama" else with_plain_head(ready)
             notes = ready.notes
             write_model(ready, temporary, dtype=dtype or ready.dtype, max_shard_size=max_shard_size)
         copy_licenses(folder, temporary)

@@ -57,10 +57,11 @@ class LoadedModel:
 # --- finding ----------------------------------------------------------------------------------------------------
 
 
-def find_model(name: str | Path) -> str | Path:
+def find_model(name: str | Path, *, weights: bool = True) -> str | Path:
     """Return where a model is: the folder of an alias or of a local path, or the id of a hub model.
 
-    An alias goes before a folder of the same name (write `./name` for the folder).
+    An alias goes before a folder of the same name (write `./name` for the folder). `weights` False takes a folder
+    without them, as a dry run does.
 
     Raises:
         UserError: if there is no such model, it has not been pulled, or its folder lacks files.
@@ -76,7 +77,7 @@ def find_model(name: str | Path) -> str | Path:
         return folder
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if missing := missing_files(folder, tokenizer=False):
+        if missing := missing_files(folder, weights=weights, tokenizer=False):
             raise incomplete(folder, missing)
         return folder
     if folder.exists():
@@ -118,7 +119,7 @@ def find_in_cache(hub_id: str, *, weights: bool = True) -> Path | None:
 
 def find_folder(name: str | Path, *, weights: bool = True) -> Path:
     """Return the folder of a model, downloading a hub model that is not in the cache."""
-    found = find_model(name)
+    found = find_model(name, weights=weights)
     if isinstance(found, Path):
         return found
     return find_in_cache(found, weights=weights) or pull_hub(found, weights=weights)

@@ -119,7 +119,6 @@ class TrainConfig:
             f"between 0 and learning_rate ({self.learning_rate:g})",
         )
         check_lora_targets(self.lora_targets)
-        check_device_for(self)
         for name in ("warmup_ratio", "lora_dropout", "adam_beta1", "adam_beta2"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
         for name in ("weight_decay", "max_grad_norm", "lr_power"):
@@ -144,7 +143,7 @@ def require(holds: bool, name: str, value: object, allowed: str) -> None:
 
 
 def check_device_for(config: TrainConfig) -> None:
-    """Raise a `UserError` where a setting needs a package or a device that is not here."""
+    """Raise a `UserError` where a setting needs a package or a device that is not here; a dry run needs neither."""
     if config.method == "qlora":
         from deft.model.adapters import check_qlora
 

@@ -20,7 +20,18 @@ from deft.model.checkpoint_files import first_line
 from deft.model.load import choose_device, choose_dtype, quiet_transformers
 from deft.prompt.format import EncodeResult
 from deft.train.config import TrainConfig
-from deft.train.memory import SHARDINGS, MemoryEstimate, Method, ModelSize, Sharding, divide, meta_model, model_size
+from deft.train.memory import (
+    ADAM_BYTES_PER_PARAMETER,
+    BY_DEEPSPEED,
+    SHARDINGS,
+    MemoryEstimate,
+    Method,
+    ModelSize,
+    Sharding,
+    divide,
+    meta_model,
+    model_size,
+)
 from deft.train.run import weights_dtype
 from deft.train.trace import StepTrace, trace_step
 from deft.train.workload import (
@@ -87,11 +98,17 @@ class Planner:
     train_embeddings: bool
 
     def trace(
-        self, method: Method, checkpointing: bool, *, max_pack_tokens: int | None = None
+        self,
+        method: Method,
+        checkpointing: bool,
+        *,
+        max_pack_tokens: int | None = None,
+        numbers: Numbers | None = None,
     ) -> tuple[ModelSize, list[StepTrace]]:
         """Trace the packs that may be the fullest: the largest that finds gradients, and a larger one that does not.
 
-        An adapter's gradients are so small that the larger of the two is traced alone, as if it found them.
+        An adapter's gradients are so small that the larger of the two is traced alone, as if it found them. `numbers`
+        are those that `train` would use, unless given.
         """
         first, later = self.work.largest_first, self.work.largest_later
         candidates = [(first, False)]
@@ -99,7 +116,7 @@ class Planner:
             candidates = [(max(later, first, key=lambda pack: pack.num_tokens), True)]
         elif later is not None:
             candidates.append((later, True))
-        numbers = numbers_of(self.config, method)
+        numbers = numbers or numbers_of(self.config, method)
         traces = []
         for pack, has_gradients in candidates:
             lengths = shortened(pack.lengths, max_pack_tokens)
@@ -109,6 +126,18 @@ class Planner:
                 trace_step(model, lengths, num_supervised, autocast=numbers.autocast, has_gradients=has_gradients)
             )
         return model_size(self.model(method, False, numbers.held), method), traces
+
+    def trace_as_deepspeed(self, method: Method, checkpointing: bool) -> tuple[ModelSize, list[StepTrace]]:
+        """Trace a fully trained model as DeepSpeed holds it in mixed precision: the model itself in 16 bits.
+
+        Beside AdamW's moments, and divided as they are, is a copy of the weights in fp32 (Rajbhandari et al. 2020,
+        section 3.1).
+        """
+        in_16_bits = numbers_of(self.config, method).autocast
+        assert in_16_bits is not None
+        size, traces = self.trace(method, checkpointing, numbers=Numbers(held=in_16_bits, autocast=None))
+        states_bytes = size.num_trainable * (ADAM_BYTES_PER_PARAMETER + torch.float32.itemsize)
+        return dataclasses.replace(size, optimizer_bytes=states_bytes), traces
 
     def model(self, method: Method, checkpointing: bool, held: torch.dtype) -> object:
         """Return the model of one method on the meta device."""
@@ -222,8 +251,18 @@ def estimate(
             traced[way] = (model_size(planner.model(way[0], False, held), way[0]), traced[alike][1])
         else:
             traced[way] = planner.trace(*way)
+    as_deepspeed = {
+        way: planner.trace_as_deepspeed(*way)
+        for way in ways
+        if num_devices > 1 and way[0] == "full" and numbers_of(config, "full").autocast is not None
+    }
     memories = [
-        planner.memory(*way, traced[way], sharding=sharding, num_devices=num_devices)
+        planner.memory(
+            *way,
+            as_deepspeed.get(way, traced[way]) if sharding in BY_DEEPSPEED else traced[way],
+            sharding=sharding,
+            num_devices=num_devices,
+        )
         for way in ways
         for sharding in (SHARDINGS if num_devices > 1 else SHARDINGS[:1])
     ]

@@ -23,6 +23,7 @@ from deft.train.trace import NOTHING, Moment, StepTrace
 Method = Literal["full", "lora", "rslora", "dora", "qlora"]
 Sharding = Literal["none", "zero1", "zero2", "zero3", "fsdp2"]
 SHARDINGS: tuple[Sharding, ...] = get_args(Sharding)
+BY_DEEPSPEED = ("zero1", "zero2", "zero3")
 
 ADAM_BYTES_PER_PARAMETER = 8
 """Two moments in fp32, where the weights are fp32; AdamW keeps them in the weights' own type otherwise."""

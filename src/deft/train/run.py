@@ -29,7 +29,7 @@ from deft.prompt.pieces import painted_pieces
 from deft.rundir import check_writable, versions, write_json
 from deft.train.arguments import arguments_of
 from deft.train.checkpoint import checkpoints, disk_faults_told
-from deft.train.config import TrainConfig
+from deft.train.config import TrainConfig, check_device_for
 from deft.train.figure import draw_losses
 from deft.train.out_of_memory import memory_faults_told
 from deft.train.progress import Progress
@@ -66,6 +66,7 @@ def train(
     Raises:
         UserError: before anything is written, where the settings or the data make the run impossible.
     """
+    check_device_for(config)
     arguments_of(config, Path("unused"))  # a wrong setting is told before a model loads
     processes = PartialState()
     if processes.is_main_process:
@@ -140,7 +141,9 @@ def load_to_train(
     Raises:
         UserError: if it cannot be loaded, or its rows would see each other in a pack.
     """
-    loaded = dataclasses.replace(load_model(config.model, dtype=weights_dtype(config)), tokenizer=tokenizer)
+    device = "cpu" if config.method == "qlora" else None  # in 4 bits it may fit a device that it would not fit whole
+    loaded = load_model(config.model, dtype=weights_dtype(config), device=device)
+    loaded = dataclasses.replace(loaded, tokenizer=tokenizer)
     make_room(loaded, seed=config.seed)
     if config.method != "full":
         model = with_adapters(loaded.model, config, train_embeddings=num_added_tokens > 0)

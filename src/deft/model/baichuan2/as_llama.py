@@ -17,12 +17,12 @@ from deft.model.merge import Ready, check_logits, logits_of
 if TYPE_CHECKING:
     import torch
 
-LAYOUTS = ("llama",)
-"""Layouts of other models that a checkpoint can be written in."""
+LAYOUTS = ("llama", "plain_head")
+"""Layouts for other tools that a checkpoint can be written in: Llama's, or its own with a head already normalised."""
 
 
 def check_layout(folder: Path, to: str, *, keep_adapter: bool = False) -> None:
-    """Check by configs alone, before anything is loaded, that a checkpoint can be written in another model's layout.
+    """Check by configs alone, before anything is loaded, that a checkpoint can be written in another layout.
 
     Raises:
         UserError: if the layout is unknown, or the checkpoint, or the base model of its adapter, does not fit into it.
@@ -39,8 +39,9 @@ def check_layout(folder: Path, to: str, *, keep_adapter: bool = False) -> None:
     values = read_json(folder / "config.json")
     if values.get("model_type") != MODEL_TYPE:
         fix = f"leave --to {to} out: other models are exported in their own layout"
-        raise UserError("only Baichuan2-7B is written in Llama's layout", got=values.get("model_type"), fix=fix)
-    if Baichuan2Config.from_dict(values).position_embedding == "alibi":
+        what = {"llama": "only Baichuan2-7B is written in Llama's layout"}
+        raise UserError(what.get(to, "only Baichuan2 has a head to normalise"), got=values.get("model_type"), fix=fix)
+    if to == "llama" and Baichuan2Config.from_dict(values).position_embedding == "alibi":
         raise UserError(
             "this Baichuan2 has no equal in Llama's layout: it biases attention by distance (ALiBi), Llama cannot",
             got=str(folder),
