@@ -316,8 +316,9 @@ class SupervisedTrainer(Trainer):
             {"save_embedding_layers": False} if is_adapter else {}
         )  # they are in the adapter
         self.model.save_pretrained(folder, state_dict=state_dict, **whole_modules)
-        self.processing_class.save_pretrained(folder)
-        save_chat_format(self.chat_format, folder)
+        if self.is_world_process_zero():  # sharded adapters are saved by every process, into the same folder
+            self.processing_class.save_pretrained(folder)
+            save_chat_format(self.chat_format, folder)
 
 
 class Steps(TrainerCallback):
