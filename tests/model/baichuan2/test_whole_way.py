@@ -44,7 +44,6 @@ MODES: dict[str, dict[str, Any]] = {
         "trainer": {"fsdp": True, "fsdp_config": str(ROOT / "configs/fsdp2.json")},
         "gradient_checkpointing": True,
     },
-    "fsdp2-lora": {"trainer": {"fsdp": True, "fsdp_config": str(ROOT / "configs/fsdp2.json")}, "method": "lora"},
 }
 
 
