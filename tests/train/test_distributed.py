@@ -5,15 +5,24 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
+from rich.console import Console
+from safetensors.torch import load_file
 
+from deft.data.read import read_examples
 from deft.data.write import write_examples
+from deft.errors import UserError
 from deft.model.tiny import save_tiny
 from deft.train.checkpoint import checkpoints
+from deft.train.config import TrainConfig
 from deft.train.record import read_metrics
+from deft.train.run import train
+from deft.train.trainer import SupervisedTrainer
 from deft.types import Example, Message
 
 MODES = {
@@ -67,6 +76,7 @@ def losses(folder: Path, key: str = "loss") -> list[float]:
 def test_two_processes_follow_the_curve_of_one(mode: str, place: Path) -> None:
     one = (place / "one/latest").resolve()
     two = run(place, mode, num_processes=2, batch_size=3, trainer=MODES[mode])
+    assert (two / "best/pytorch_model_fsdp.bin").exists() == (mode == "fsdp2"), "a file that FSDP alone writes"
     assert len(losses(one)) == 8
     assert losses(two) == pytest.approx(losses(one), abs=1e-5)
     assert losses(two, "eval_loss_能力1") == pytest.approx(losses(one, "eval_loss_能力1"), abs=1e-5)
@@ -85,3 +95,41 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one(place: Path) -> None:
     resumed = run(place, "parts", "--resume-training", batch_size=6)
     assert resumed == two
     assert losses(resumed) == pytest.approx(losses((place / "one/latest").resolve()), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_sharded_run_goes_on_from_its_checkpoint(place: Path) -> None:
+    two = run(place, "shards", num_processes=2, batch_size=3, trainer=MODES["fsdp2"])
+    weights = load_file(two / "best/model.safetensors")
+    stored = json.loads((two / "run.json").read_text(encoding="utf-8"))
+    (two / "run.json").write_text(json.dumps(stored | {"finished": False}), encoding="utf-8")
+    for late in checkpoints(two)[1:]:
+        late.rename(two / "later")
+    resumed = run(place, "shards", "--resume-training", num_processes=2, batch_size=3, trainer=MODES["fsdp2"])
+    assert resumed == two
+    assert losses(resumed) == pytest.approx(losses((place / "one/latest").resolve()), abs=1e-5)
+    for name, tensor in load_file(two / "best/model.safetensors").items():
+        assert torch.allclose(tensor, weights[name], atol=1e-6), name
+
+
+@pytest.mark.slow
+def test_sharded_losses_are_not_rounded_to_16_bits(place: Path) -> None:
+    two = run(place, "halves", num_processes=2, batch_size=3, trainer=MODES["fsdp2"], dtype="bfloat16")
+    found = torch.tensor([row["nll"] for row in pq.read_table(two / "rows.parquet").to_pylist()])
+    assert (found != found.bfloat16().float()).float().mean() > 0.9
+    assert losses(two) == pytest.approx(losses((place / "one/latest").resolve()), abs=0.03)
+
+
+def test_fsdp_in_one_process_is_refused(place: Path) -> None:
+    config = TrainConfig(model=str(place / "model"), output_dir=place / "alone", trainer={"fsdp": True})
+    with pytest.raises(UserError, match="there is one alone") as caught:
+        train(config, read_examples([place / "rows.jsonl"]).examples, [], Console(quiet=True))
+    assert "torchrun" in str(caught.value.fix)
+    assert not list((place / "alone").glob("*"))
+
+
+def test_only_the_process_that_writes_saves_weights(tmp_path: Path) -> None:
+    """The others come to the same place with no weights to save."""
+    other = SimpleNamespace(args=SimpleNamespace(should_save=False))
+    SupervisedTrainer._save(other, str(tmp_path / "checkpoint"), state_dict={})  # type: ignore[arg-type]
+    assert not (tmp_path / "checkpoint").exists()

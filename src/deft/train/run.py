@@ -36,6 +36,7 @@ from deft.train.progress import Progress
 from deft.train.record import RunRecord, mean_loss
 from deft.train.runfolder import find_unfinished, open_run, run_identity, write_dropped
 from deft.train.schedule import Schedule
+from deft.train.sharding import check_sharding
 from deft.train.trainer import SupervisedTrainer
 from deft.train.utilisation import Utilisation
 from deft.types import Example
@@ -67,8 +68,9 @@ def train(
         UserError: before anything is written, where the settings or the data make the run impossible.
     """
     check_device_for(config)
-    arguments_of(config, Path("unused"))  # a wrong setting is told before a model loads
+    arguments = arguments_of(config, Path("unused"))  # a wrong setting is told before a model loads
     processes = PartialState()
+    check_sharding(arguments, processes.num_processes)
     if processes.is_main_process:
         check_writable(config.output_dir)
     else:

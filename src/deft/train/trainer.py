@@ -33,6 +33,7 @@ from deft.train.out_of_memory import free_memory, is_out_of_memory, shorter_capa
 from deft.train.progress import Progress
 from deft.train.record import RowLoss, RunRecord, loss_by_ability, mean_loss
 from deft.train.schedule import Schedule
+from deft.train.sharding import keep_losses_exact, shard_on_cpu
 from deft.types import TokenSequence
 
 
@@ -84,6 +85,13 @@ class SupervisedTrainer(Trainer):
         self.met_rows: list[RowLoss] = []
         self.step_batches: list[Batch] = []
         self.pack_now: PackedRows
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make the accelerator; asked to shard, it does so on CPUs as well, and exactly."""
+        super().create_accelerator_and_postprocess()
+        shard_on_cpu(self.accelerator, self.args)
+        keep_losses_exact(self.accelerator)
+        self.is_fsdp_enabled = getattr(self.accelerator.state, "fsdp_plugin", None) is not None
 
     # -- batches and loss ---------------------------------------------------------------------------------------------
 
@@ -308,7 +316,12 @@ class SupervisedTrainer(Trainer):
         return self.args.save_total_limit or 1
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save weights (safetensors), tokenizer and chat format; no pickled arguments beside them."""
+        """Save weights (safetensors), tokenizer and chat format; no pickled arguments beside them.
+
+        Where a model is sharded, every process comes here, but only the one that writes was given the weights.
+        """
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.record.folder)
         folder.mkdir(parents=True, exist_ok=True)
         is_adapter = hasattr(self.model, "peft_config")
@@ -316,9 +329,8 @@ class SupervisedTrainer(Trainer):
             {"save_embedding_layers": False} if is_adapter else {}
         )  # they are in the adapter
         self.model.save_pretrained(folder, state_dict=state_dict, **whole_modules)
-        if self.is_world_process_zero():  # sharded adapters are saved by every process, into the same folder
-            self.processing_class.save_pretrained(folder)
-            save_chat_format(self.chat_format, folder)
+        self.processing_class.save_pretrained(folder)
+        save_chat_format(self.chat_format, folder)
 
 
 class Steps(TrainerCallback):

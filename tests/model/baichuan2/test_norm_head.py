@@ -11,17 +11,17 @@ from torch.nn.functional import cross_entropy, normalize
 
 from deft.model import likelihood
 from deft.model.attention import rows_apart
-from deft.model.baichuan2.norm_head import NormHead
+from deft.model.baichuan2.norm_head import DirectionHead
 from deft.model.likelihood import PackedRows, has_plain_head, supervised_nll
 from deft.model.tiny import tiny_model
 
 ARCHITECTURES = ["baichuan2", "baichuan2_rope"]
 
 
-def small_case(dtype: torch.dtype) -> tuple[NormHead, torch.Tensor, torch.Tensor]:
+def small_case(dtype: torch.dtype) -> tuple[DirectionHead, torch.Tensor, torch.Tensor]:
     """A head of 7 tokens and 4 dimensions with rows of very different lengths, hidden states, and targets."""
     torch.manual_seed(0)
-    head = NormHead(4, 7).to(dtype)
+    head = DirectionHead(4, 7).to(dtype)
     with torch.no_grad():
         head.weight.normal_().mul_(torch.tensor([0.01, 0.3, 1.0, 1.0, 2.0, 7.0, 50.0], dtype=dtype)[:, None])
     return head, torch.randn(5, 4, dtype=dtype) * 3, torch.tensor([0, 6, 3, 3, 1])
@@ -64,7 +64,7 @@ def test_a_row_of_zeros_gives_no_infinities() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_as_good_as_its_rounding(dtype: torch.dtype) -> None:
     torch.manual_seed(1)
-    head = NormHead(256, 500).to(dtype)
+    head = DirectionHead(256, 500).to(dtype)
     hidden = torch.randn(20, 256).to(dtype)
     exact = hidden.double() @ normalize(head.weight.double(), dim=-1).T
     unit = torch.finfo(dtype).eps
@@ -166,7 +166,7 @@ def test_more_tokens_keep_a_head_that_normalises(mean_resizing: bool) -> None:
     ids = torch.arange(20)
     before = logits(model, ids)
     model.resize_token_embeddings(263, mean_resizing=mean_resizing)
-    assert isinstance(model.lm_head, NormHead)
+    assert isinstance(model.lm_head, DirectionHead)
     assert model.get_output_embeddings() is model.lm_head
     found = logits(model, ids)
     assert found.shape[-1] == 263

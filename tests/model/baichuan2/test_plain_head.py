@@ -8,7 +8,7 @@ from baichuan2_models import differ, logits
 from safetensors.torch import load_file
 
 from deft.errors import UserError
-from deft.model.baichuan2.norm_head import NormHead
+from deft.model.baichuan2.norm_head import DirectionHead
 from deft.model.export import export
 from deft.model.load import load_model
 from deft.model.tiny import save_tiny, tiny_model
@@ -33,7 +33,7 @@ def test_a_tool_without_norm_heads_computes_the_same_logits(architecture: str, t
 
 def test_a_head_that_is_not_normalised_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = save_tiny(tmp_path / "百川", "baichuan2", seed=6)
-    monkeypatch.setattr(NormHead, "effective_weight", lambda head: head.weight)
+    monkeypatch.setattr(DirectionHead, "effective_weight", lambda head: head.weight)
     with pytest.raises(UserError, match="the model with a plain head computes other logits"):
         export(base, tmp_path / "出", to="plain_head")
     assert not (tmp_path / "出").exists()

@@ -44,6 +44,7 @@ MODES: dict[str, dict[str, Any]] = {
         "trainer": {"fsdp": True, "fsdp_config": str(ROOT / "configs/fsdp2.json")},
         "gradient_checkpointing": True,
     },
+    "fsdp2-lora": {"trainer": {"fsdp": True, "fsdp_config": str(ROOT / "configs/fsdp2.json")}, "method": "lora"},
 }
 
 
@@ -201,7 +202,7 @@ def test_run_train_sh_is_that_run(place: Path, trained: Path) -> None:
 def run(folder: Path, name: str, *, num_processes: int = 1, **changes: object) -> Path:
     """Train by the command line and return the run's folder."""
     settings = {
-        "model": "Baichuan2-13B",
+        "model": str(folder / "Baichuan2-13B"),
         "train": ["rows.jsonl"],
         "valid": ["rows.jsonl"],
         "num_epochs": 2,
@@ -234,6 +235,7 @@ def alone(place: Path) -> dict[str, Path]:
 def test_two_processes_follow_the_curve_of_one(mode: str, place: Path, alone: dict[str, Path]) -> None:
     one = alone[MODES[mode].get("method", "full")]
     two = run(place, mode, num_processes=2, batch_size=3, **MODES[mode])
+    assert (two / "best/pytorch_model_fsdp.bin").exists() == mode.startswith("fsdp2"), "a file that FSDP alone writes"
     assert len(losses(one)) == 8
     assert losses(two) == pytest.approx(losses(one), abs=1e-5)
     assert losses(two, "eval_loss_语文") == pytest.approx(losses(one, "eval_loss_语文"), abs=1e-5)

@@ -35,7 +35,7 @@ from deft.model.baichuan2.masks import (
     score_dtype,
     visible,
 )
-from deft.model.baichuan2.norm_head import NormHead, keep_normalising
+from deft.model.baichuan2.norm_head import DirectionHead, keep_normalising
 
 CACHE_FIELD = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 """What transformers calls the cache in a model's output; the name changed within version 5."""
@@ -325,7 +325,7 @@ class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = BaichuanModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = NormHead(config.hidden_size, config.vocab_size)
+        self.lm_head = DirectionHead(config.hidden_size, config.vocab_size)
         self.post_init()
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:

@@ -12,8 +12,12 @@ SMALLEST_LENGTH = 1e-12
 """Shorter rows are not stretched any further; the same as in `torch.nn.functional.normalize`."""
 
 
-class NormHead(nn.Linear):
-    """A linear layer `[hidden] -> [vocab]` without bias, whose weight counts with rows of length 1."""
+class DirectionHead(nn.Linear):
+    """A linear layer `[hidden] -> [vocab]` without bias, whose weight counts with rows of length 1.
+
+    Its name is not the paper's, because accelerate takes a layer beside the decoder whose class has "Norm" in its name
+    for the final norm, and shards it twice (FSDP2 with adapters, accelerate 1.15).
+    """
 
     def __init__(self, hidden_size: int, vocab_size: int) -> None:
         super().__init__(hidden_size, vocab_size, bias=False)
@@ -39,7 +43,7 @@ def row_lengths(weight: torch.Tensor) -> torch.Tensor:
 
 
 def keep_normalising(head: nn.Module) -> nn.Module:
-    """Return a head that normalises: a plain linear layer, as resizing a vocabulary makes one, becomes a `NormHead`."""
+    """Return a head that normalises: a plain linear layer, as resizing a vocabulary makes one, becomes one."""
     if type(head) is nn.Linear and head.bias is None:
-        head.__class__ = NormHead  # in place, so that hooks on it stay
+        head.__class__ = DirectionHead  # in place, so that hooks on it stay
     return head
