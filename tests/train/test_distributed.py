@@ -115,8 +115,8 @@ def test_a_sharded_run_goes_on_from_its_checkpoint(place: Path) -> None:
 @pytest.mark.slow
 def test_sharded_losses_are_not_rounded_to_16_bits(place: Path) -> None:
     two = run(place, "halves", num_processes=2, batch_size=3, trainer=MODES["fsdp2"], dtype="bfloat16")
-    found = torch.tensor([row["nll"] for row in pq.read_table(two / "rows.parquet").to_pylist()])
-    assert (found != found.bfloat16().float()).float().mean() > 0.9
+    sums = [row["nll"] * 256 for row in pq.read_table(two / "rows.parquet").to_pylist()]
+    assert sum(value.is_integer() for value in sums) < len(sums) / 10, "bfloat16 counts in 1/256 from 0.5 nats on"
     assert losses(two) == pytest.approx(losses((place / "one/latest").resolve()), abs=0.03)
 
 

@@ -19,7 +19,7 @@ def check_sharding(arguments: TrainingArguments, num_processes: int) -> None:
     """Check that there are processes to share the weights, if the settings ask for FSDP.
 
     Raises:
-        UserError: if there is one alone, whose weights accelerate would leave whole without a word.
+        UserError: if there is one alone; transformers says so only when the model is loaded.
     """
     if arguments.fsdp_plugin_args is not None and num_processes == 1:
         raise UserError(
