@@ -16,8 +16,8 @@ from deft.model.likelihood import PackedRows, takes_packs
 from deft.model.tiny import save_tiny, tiny_model
 from deft.prompt.format import EncodeResult
 from deft.train.config import TrainConfig
-from deft.train.dryrun import dry_run, parse_bytes, shown_bytes, shown_time
-from deft.train.estimate import estimate
+from deft.train.dryrun import NAMES, dry_run, parse_bytes, shown_bytes, shown_time
+from deft.train.estimate import Estimate, estimate
 from deft.train.memory import MemoryEstimate, ModelSize, divide, meta_model, model_size
 from deft.train.order import RowOrder, lay_in_packs
 from deft.train.record import read_metrics
@@ -461,6 +461,48 @@ def test_a_dry_run_needs_neither_weights_nor_the_device_it_plans_for(tmp_path: P
     assert found.advice is None
     with pytest.raises(UserError, match="it lacks its weights"):
         train(dataclasses.replace(config, method="lora"), examples(6), [], Console(quiet=True))
+
+
+SHARED = [
+    ({}, "none"),
+    ({"fsdp": "true", "fsdp_config": "configs/fsdp2.json"}, "fsdp2"),
+    ({"deepspeed": "configs/zero2.json"}, "zero2"),
+    ({"deepspeed": {"zero_optimization": {"stage": 3}}}, "zero3"),
+]
+
+
+@pytest.mark.parametrize(("trainer", "sharding"), SHARED)
+def test_the_way_that_the_settings_share_a_model_is_the_chosen_one(
+    trainer: dict[str, object], sharding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    model = save_tiny(tmp_path / "model", "baichuan2")
+    screen = Console(width=120, record=True, file=(tmp_path / "out.txt").open("w"))
+    config = TrainConfig(model=str(model), dtype="bfloat16", trainer=trainer | {"adam_epsilon": 1e-7})
+    found = dry_run(config, examples(16), [], screen, num_devices=4, device_memory="80GB")
+    assert (found.chosen.sharding, found.chosen.num_devices) == (sharding, 4)
+    text = screen.export_text()
+    assert "not counted: the settings under `trainer` (adam_epsilon)" in text
+    assert f"{'one copy on each of 4' if sharding == 'none' else NAMES[sharding]}" in text.partition("weights")[0]
+    alone = dry_run(config, examples(16), [], Console(quiet=True))
+    assert alone.chosen.sharding == "none"
+
+
+def test_advice_is_for_the_way_the_model_is_shared(no_libraries: None) -> None:
+    """A limit that whole copies miss by far: what shards are told to shorten would be no help to them."""
+
+    def found(limit: int | None, pack_length_tokens: int) -> Estimate:
+        lengths = {"max_length_tokens": 128, "pack_length_tokens": pack_length_tokens}
+        config = TrainConfig(batch_size=8, trainer={"fsdp": True}, **lengths)  # type: ignore[arg-type]
+        settings = {"num_devices": 4, "speed": SPEED, "methods": (), "device_memory_bytes": limit}
+        return estimate(config, tiny_config(num_layers=8, hidden_size=320), rows(*[60] * 32), **settings)  # type: ignore[arg-type]
+
+    limit = found(None, 512).chosen.total_bytes - 1
+    whole = next(memory for memory in found(None, 128).others if memory.sharding == "none")
+    assert whole.total_bytes > 1.2 * limit
+    advice = found(limit, 512).advice
+    assert advice is not None and advice.startswith("--pack-length-tokens ")
+    assert found(limit, int(advice.split()[1])).advice is None
 
 
 def test_the_command_prints_and_leaves_nothing(

@@ -1,5 +1,6 @@
 """`deft train --dry-run`: examples and settings in, the tables of an `Estimate` on the terminal; nothing is written."""
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from deft.types import Example
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?", re.IGNORECASE)
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 NAMES = {"none": "one copy each", "zero1": "ZeRO-1", "zero2": "ZeRO-2", "zero3": "ZeRO-3", "fsdp2": "FSDP2"}
+COUNTED = ("fsdp", "fsdp_config", "deepspeed")
+"""Settings under `trainer` that say how devices share a model; offloading, which they may ask for, is not counted."""
 METHODS = {"full": "full", "lora": "LoRA, rsLoRA", "rslora": "rsLoRA", "dora": "DoRA", "qlora": "QLoRA (4-bit base)"}
 
 
@@ -40,7 +43,8 @@ def dry_run(
         UserError: where `train` would refuse the settings or the rows, or if the size of a device cannot be read.
     """
     limit_bytes = parse_bytes(device_memory) if device_memory is not None else None
-    arguments_of(config, Path("unused"))
+    others = {name: value for name, value in config.trainer.items() if name != "deepspeed"}  # it need not be installed
+    arguments_of(dataclasses.replace(config, trainer=others), Path("unused"))
     if not train_examples:
         raise UserError("there are no rows to train on", fix="give --train FILE_OR_FOLDER")
     folder, tokenizer = find_folder(config.model, weights=False), load_tokenizer(config.model)
@@ -86,8 +90,8 @@ def print_estimate(found: Estimate, config: TrainConfig, console: Console) -> No
     console.print(work_table(found))
     console.print(parts_table(found))
     console.print(settings_table(found))
-    if config.trainer:
-        console.print(f"not counted: the settings under `trainer` ({', '.join(config.trainer)})", highlight=False)
+    if passed_over := [name for name in config.trainer if name not in COUNTED]:
+        console.print(f"not counted: the settings under `trainer` ({', '.join(passed_over)})", highlight=False)
     if found.device_memory_bytes is not None:
         place = shown_bytes(found.device_memory_bytes)
         if found.advice is None:
@@ -181,6 +185,9 @@ def way_of(memory: MemoryEstimate) -> str:
     """Return a setting in words."""
     words = [memory.method if memory.method == "full" else METHODS[memory.method].split(",")[0]]
     words.append("with gradient checkpointing" if memory.gradient_checkpointing else "without gradient checkpointing")
+    if memory.num_devices > 1:
+        shared = f"one copy on each of {memory.num_devices} devices"
+        words.append(shared if memory.sharding == "none" else f"{NAMES[memory.sharding]}, {memory.num_devices} devices")
     return ", ".join(words)
 
 

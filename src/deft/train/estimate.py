@@ -19,6 +19,7 @@ from deft.errors import UserError
 from deft.model.checkpoint_files import first_line
 from deft.model.load import choose_device, choose_dtype, quiet_transformers
 from deft.prompt.format import EncodeResult
+from deft.train.arguments import further_settings
 from deft.train.config import TrainConfig
 from deft.train.memory import (
     ADAM_BYTES_PER_PARAMETER,
@@ -127,7 +128,9 @@ class Planner:
             )
         return model_size(self.model(method, False, numbers.held), method), traces
 
-    def trace_as_deepspeed(self, method: Method, checkpointing: bool) -> tuple[ModelSize, list[StepTrace]]:
+    def trace_as_deepspeed(
+        self, method: Method, checkpointing: bool, *, max_pack_tokens: int | None = None
+    ) -> tuple[ModelSize, list[StepTrace]]:
         """Trace a fully trained model as DeepSpeed holds it in mixed precision: the model itself in 16 bits.
 
         Beside AdamW's moments, and divided as they are, is a copy of the weights in fp32 (Rajbhandari et al. 2020,
@@ -135,7 +138,8 @@ class Planner:
         """
         in_16_bits = numbers_of(self.config, method).autocast
         assert in_16_bits is not None
-        size, traces = self.trace(method, checkpointing, numbers=Numbers(held=in_16_bits, autocast=None))
+        numbers = Numbers(held=in_16_bits, autocast=None)
+        size, traces = self.trace(method, checkpointing, max_pack_tokens=max_pack_tokens, numbers=numbers)
         states_bytes = size.num_trainable * (ADAM_BYTES_PER_PARAMETER + torch.float32.itemsize)
         return dataclasses.replace(size, optimizer_bytes=states_bytes), traces
 
@@ -180,12 +184,18 @@ class Planner:
             saving_bytes=SAVING_BYTES[place] + tokenizer_bytes,
         )
 
-    def longest_pack(self, method: Method, checkpointing: bool, limit_bytes: int, num_devices: int) -> int | None:
+    def holds_16_bits(self, method: Method, sharding: Sharding) -> bool:
+        """Say whether DeepSpeed holds the weights, in 16 bits."""
+        return sharding in BY_DEEPSPEED and method == "full" and numbers_of(self.config, method).autocast is not None
+
+    def longest_pack(self, own: MemoryEstimate, checkpointing: bool, limit_bytes: int) -> int | None:
         """Return the longest pack, in tokens, that fits into `limit_bytes`, if one that holds the longest row does."""
+        trace = self.trace_as_deepspeed if self.holds_16_bits(own.method, own.sharding) else self.trace
 
         def fits(num_tokens: int) -> bool:
-            traced = self.trace(method, checkpointing, max_pack_tokens=num_tokens)
-            return self.memory(method, checkpointing, traced, num_devices=num_devices).total_bytes <= limit_bytes
+            traced = trace(own.method, checkpointing, max_pack_tokens=num_tokens)
+            shared = {"sharding": own.sharding, "num_devices": own.num_devices}
+            return self.memory(own.method, checkpointing, traced, **shared).total_bytes <= limit_bytes  # type: ignore[arg-type]
 
         work = self.work
         shortest = math.ceil(max(work.longest_row_tokens, 1) / PACK_STEP_TOKENS)
@@ -251,44 +261,55 @@ def estimate(
             traced[way] = (model_size(planner.model(way[0], False, held), way[0]), traced[alike][1])
         else:
             traced[way] = planner.trace(*way)
+    shardings = SHARDINGS if num_devices > 1 else SHARDINGS[:1]
     as_deepspeed = {
         way: planner.trace_as_deepspeed(*way)
         for way in ways
-        if num_devices > 1 and way[0] == "full" and numbers_of(config, "full").autocast is not None
+        if any(planner.holds_16_bits(way[0], sharding) for sharding in shardings)
     }
     memories = [
         planner.memory(
             *way,
-            as_deepspeed.get(way, traced[way]) if sharding in BY_DEEPSPEED else traced[way],
+            as_deepspeed[way] if planner.holds_16_bits(way[0], sharding) else traced[way],
             sharding=sharding,
             num_devices=num_devices,
         )
         for way in ways
-        for sharding in (SHARDINGS if num_devices > 1 else SHARDINGS[:1])
+        for sharding in shardings
     ]
+    chosen = memories[shardings.index(sharding_of(config) if num_devices > 1 else "none")]
     size = traced[own][0]
     flop = flop_per_epoch(size, work, attention_width(text_config), method=own[0], recomputes=own[1])
     numbers = numbers_of(config, own[0])
     speed = speed or measure_speed(text_config.hidden_size, numbers.autocast or numbers.held)
     advice = None
-    if device_memory_bytes is not None and memories[0].total_bytes > device_memory_bytes:
-        advice = advise(planner, memories, device_memory_bytes, num_devices)
+    if device_memory_bytes is not None and chosen.total_bytes > device_memory_bytes:
+        advice = advise(planner, chosen, memories, device_memory_bytes)
     return Estimate(
         workload=work,
         size=size,
         flop_per_epoch=flop,
         time_s=run_time_s(flop, size, work, speed, num_devices),
         speed=speed,
-        chosen=memories[0],
+        chosen=chosen,
         others=tuple(memories),
         device_memory_bytes=device_memory_bytes,
         advice=advice,
     )
 
 
-def advise(planner: Planner, memories: Sequence[MemoryEstimate], limit_bytes: int, num_devices: int) -> str:
+def sharding_of(config: TrainConfig) -> Sharding:
+    """Return how the settings share a model among devices."""
+    settings = further_settings(config.trainer)
+    if settings.get("fsdp"):
+        return "fsdp2"
+    deepspeed = settings.get("deepspeed")
+    stage = deepspeed.get("zero_optimization", {}).get("stage", 0) if isinstance(deepspeed, dict) else 0
+    return SHARDINGS[stage] if stage in (1, 2, 3) else "none"
+
+
+def advise(planner: Planner, own: MemoryEstimate, memories: Sequence[MemoryEstimate], limit_bytes: int) -> str:
     """Say what would make a run fit that does not: the smallest change first."""
-    own = memories[0]
 
     def fits(memory: MemoryEstimate) -> bool:
         return memory.total_bytes <= limit_bytes
@@ -296,18 +317,16 @@ def advise(planner: Planner, memories: Sequence[MemoryEstimate], limit_bytes: in
     for checkpointing in dict.fromkeys((own.gradient_checkpointing, True)):
         flag = "--gradient-checkpointing" if checkpointing != own.gradient_checkpointing else ""
         alike = [m for m in memories if m.method == own.method and m.gradient_checkpointing == checkpointing]
-        if flag and any(fits(memory) for memory in alike if memory.sharding == "none"):
+        if flag and any(fits(memory) for memory in alike if memory.sharding == own.sharding):
             return f"{flag} makes it fit"
         fixed_bytes = own.weights_bytes + own.optimizer_bytes + own.library_bytes
-        if fixed_bytes < limit_bytes and (
-            length := planner.longest_pack(own.method, checkpointing, limit_bytes, num_devices)
-        ):
+        if fixed_bytes < limit_bytes and (length := planner.longest_pack(own, checkpointing, limit_bytes)):
             limit = f"--max-length-tokens {length}" if length < planner.config.max_length_tokens else ""
             words = " ".join(filter(None, (flag, limit, f"--pack-length-tokens {length}")))
             return f"{words} makes it fit"
     for sharding in SHARDINGS[1:]:
         if any(fits(m) for m in memories if m.method == own.method and m.sharding == sharding):
-            return f"sharding over the {num_devices} devices with {sharding} makes it fit"
+            return f"sharding over the {own.num_devices} devices with {sharding} makes it fit"
     if found := next((memory for memory in memories if fits(memory)), None):
         with_it = " with --gradient-checkpointing" if found.gradient_checkpointing else ""
         return f"{found.method}{with_it} fits"
