@@ -483,6 +483,7 @@ def test_the_way_that_the_settings_share_a_model_is_the_chosen_one(
     assert (found.chosen.sharding, found.chosen.num_devices) == (sharding, 4)
     text = screen.export_text()
     assert "not counted: the settings under `trainer` (adam_epsilon)" in text
+    assert ("and the weights in fp32" in text) == sharding.startswith("zero")
     assert f"{'one copy on each of 4' if sharding == 'none' else NAMES[sharding]}" in text.partition("weights")[0]
     alone = dry_run(config, examples(16), [], Console(quiet=True))
     assert alone.chosen.sharding == "none"

@@ -16,7 +16,7 @@ from deft.prompt.detect import chat_format_to_train
 from deft.train.arguments import arguments_of
 from deft.train.config import TrainConfig
 from deft.train.estimate import Estimate, estimate
-from deft.train.memory import SHARDINGS, MemoryEstimate
+from deft.train.memory import ADAM_BYTES_PER_PARAMETER, SHARDINGS, MemoryEstimate
 from deft.train.run import encode
 from deft.types import Example
 
@@ -132,6 +132,7 @@ def work_table(found: Estimate) -> Table:
 def parts_table(found: Estimate) -> Table:
     """Return what the memory of one device is for, at the fullest moment of a step."""
     chosen, size = found.chosen, found.size
+    has_copy = chosen.optimizer_bytes * chosen.num_devices > ADAM_BYTES_PER_PARAMETER * size.num_trainable
     table = plain_table(f"memory of one device: {way_of(chosen)}")
     table.add_column("what")
     table.add_column("bytes", justify="right")
@@ -140,7 +141,7 @@ def parts_table(found: Estimate) -> Table:
         "weights": f"{size.num_parameters:,} parameters",
         "gathered": "what devices bring together or exchange",
         "gradients": f"{size.num_trainable:,} trained; those there at this moment",
-        "optimizer": "AdamW's two moments",
+        "optimizer": "AdamW's two moments" + (", and the weights in fp32" if has_copy else ""),
         "activations": f"{shown_bytes(chosen.saved_per_layer_bytes)} kept by each of {size.num_layers} layers",
         "attention": "outputs, row by row",
         "head": f"{found.workload.largest_pack_supervised:,} supervised positions, a chunk at a time",
