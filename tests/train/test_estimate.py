@@ -464,10 +464,10 @@ def test_a_dry_run_needs_neither_weights_nor_the_device_it_plans_for(tmp_path: P
 
 
 SHARED = [
-    ({}, "none"),
+    pytest.param({}, "none", marks=pytest.mark.slow),
     ({"fsdp": "true", "fsdp_config": "configs/fsdp2.json"}, "fsdp2"),
     ({"deepspeed": "configs/zero2.json"}, "zero2"),
-    ({"deepspeed": {"zero_optimization": {"stage": 3}}}, "zero3"),
+    pytest.param({"deepspeed": {"zero_optimization": {"stage": 3}}}, "zero3", marks=pytest.mark.slow),
 ]
 
 
@@ -485,7 +485,7 @@ def test_the_way_that_the_settings_share_a_model_is_the_chosen_one(
     assert "not counted: the settings under `trainer` (adam_epsilon)" in text
     assert ("and the weights in fp32" in text) == sharding.startswith("zero")
     assert f"{'one copy on each of 4' if sharding == 'none' else NAMES[sharding]}" in text.partition("weights")[0]
-    alone = dry_run(config, examples(16), [], Console(quiet=True))
+    alone = estimate(config, tiny_config(), rows(60), speed=SPEED, methods=())
     assert alone.chosen.sharding == "none"
 
 

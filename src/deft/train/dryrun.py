@@ -132,7 +132,8 @@ def work_table(found: Estimate) -> Table:
 def parts_table(found: Estimate) -> Table:
     """Return what the memory of one device is for, at the fullest moment of a step."""
     chosen, size = found.chosen, found.size
-    has_copy = chosen.optimizer_bytes * chosen.num_devices > ADAM_BYTES_PER_PARAMETER * size.num_trainable
+    num_parts = 1 if chosen.sharding == "none" else chosen.num_devices
+    has_copy = chosen.optimizer_bytes * num_parts > ADAM_BYTES_PER_PARAMETER * size.num_trainable
     table = plain_table(f"memory of one device: {way_of(chosen)}")
     table.add_column("what")
     table.add_column("bytes", justify="right")
