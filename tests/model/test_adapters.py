@@ -132,20 +132,21 @@ def test_qlora_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_model_to_hold_in_4_bits_is_never_whole_on_the_device(
     method: str, device: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is loaded on the CPU; then each layer goes to the device on its own, and last what stays in 16 bits."""
+    """It is loaded on the CPU, in the type of the GPU that trains; then each layer goes there on its own."""
 
     class Loaded(Exception):
         pass
 
     def load(*_: object, **settings: object) -> None:
-        raise Loaded(settings["device"])
+        raise Loaded(settings["device"], settings["dtype"])
 
     monkeypatch.setattr("deft.train.run.check_device_for", lambda _: None)
     monkeypatch.setattr("deft.train.run.load_model", load)
+    monkeypatch.setattr("deft.train.run.choose_dtype", lambda _: torch.bfloat16)
     config = TrainConfig(method=method, model=str(save_tiny(tmp_path / "模型")), output_dir=tmp_path / "runs")  # type: ignore[arg-type]
     with pytest.raises(Loaded) as caught:
         train(config, rows(), [], Console(quiet=True))
-    assert caught.value.args == (device,)
+    assert caught.value.args == (device, "bfloat16")
 
 
 class StandInWeight(torch.nn.Parameter):

@@ -58,6 +58,16 @@ def test_a_model_that_gives_no_numbers_is_refused() -> None:
         check_packing(model, ROWS)
 
 
+def test_a_device_that_is_too_small_is_not_taken_for_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model = tiny_model("llama", seed=3)
+    monkeypatch.setattr(model.get_decoder(), "forward", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        check_packing(model, ROWS)
+
+
 def test_few_and_short_rows_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [len(one) for one in few_short_rows(ROWS)] == sorted(len(one) for one in ROWS)[:4]
     monkeypatch.setattr(selftest, "MAX_TOKENS", 20)

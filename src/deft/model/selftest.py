@@ -37,6 +37,8 @@ def check_packing(model: PreTrainedModel, rows: Sequence[TokenSequence]) -> floa
         alone = torch.cat([nll_alone(model, row) for row in chosen])
         with rows_apart(model):
             packed = supervised_nll(model, PackedRows.lay(chosen)).per_token
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, TypeError, ValueError) as error:
         raise cannot_pack(model, f"{type(error).__name__}: {error}") from error
     finally:

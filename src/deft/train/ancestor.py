@@ -51,7 +51,7 @@ def config_from_flags(arguments: Sequence[str]) -> TrainConfig:
     parser.add_argument("--model_name_or_path", required=True, help="alias, local folder or hub id")
     parser.add_argument("--resume_training", action="store_true", help="continue the unfinished run of output_dir")
     parser.add_argument("--gradient_checkpointing", action="store_true", help="less memory, a third more work")
-    parser.add_argument("--use_data_cache", action="store_true", help="accepted; rows are encoded afresh, in seconds")
+    parser.add_argument("--use_data_cache", action="store_true", help="accepted; encoded rows are always cached")
     known, rest = parser.parse_known_args(list(arguments))
     values: dict[str, Any] = dict(ANCESTOR_DEFAULTS)
     values |= {

@@ -83,8 +83,7 @@ def numbers_of(config: TrainConfig, method: Method) -> Numbers:
     place = choose_device(None)
     compute = choose_dtype(place) if config.dtype == "auto" else getattr(torch, config.dtype)
     settings = dataclasses.replace(config, method="full" if method == "full" else "lora")
-    name = weights_dtype(settings)
-    held = compute if name == "auto" else getattr(torch, name)
+    held = getattr(torch, weights_dtype(settings))
     is_mixed = compute == torch.bfloat16 or (compute == torch.float16 and place.type == "cuda")
     return Numbers(held=held, autocast=compute if is_mixed else None)
 

@@ -18,7 +18,15 @@ from deft.model.adapters import add_lora
 from deft.model.host_memory import keep_freed_memory
 from deft.model.kernels import use_liger
 from deft.model.likelihood import takes_packs
-from deft.model.load import LoadedModel, choose_device, find_folder, load_model, load_tokenizer, quiet_transformers
+from deft.model.load import (
+    LoadedModel,
+    choose_device,
+    choose_dtype,
+    find_folder,
+    load_model,
+    load_tokenizer,
+    quiet_transformers,
+)
 from deft.model.selftest import check_packing
 from deft.model.speed import checkpointing_settings, compile_layers
 from deft.prompt.cache import encode_once
@@ -86,7 +94,8 @@ def train(
         valid_rows = encode(valid_examples, tokenizer, chat_format, config, split="validation", console=console)
     identity = run_identity(config, source, train_rows, valid_rows)
     unfinished = find_unfinished(config.output_dir, identity, config.allow_changed) if config.resume_training else None
-    loaded = load_to_train(config, tokenizer, train_rows, num_added_tokens=num_added_tokens)
+    with memory_faults_told():
+        loaded = load_to_train(config, tokenizer, train_rows, num_added_tokens=num_added_tokens)
     [folder] = broadcast_object_list([open_run(config, identity, unfinished) if processes.is_main_process else None])
     checkpoint = next(reversed(checkpoints(folder)), None)
     if processes.is_main_process:
@@ -231,6 +240,8 @@ def weights_dtype(config: TrainConfig) -> str:
     """Return the type the weights are held in: a fully trained model keeps fp32 masters, adapters need none."""
     if config.method == "full" and config.dtype in ("auto", "bfloat16"):
         return "float32"
+    if config.dtype == "auto":  # that of the device which trains, wherever the model is loaded first
+        return str(choose_dtype(choose_device(None))).removeprefix("torch.")
     return config.dtype
 
 

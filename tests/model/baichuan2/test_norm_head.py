@@ -7,13 +7,16 @@ from typing import Any
 import pytest
 import torch
 from baichuan2_models import differ, logits, rows
+from torch._subclasses import FakeTensorMode
 from torch.nn.functional import cross_entropy, normalize
 
 from deft.model import likelihood
 from deft.model.attention import rows_apart
-from deft.model.baichuan2.norm_head import DirectionHead
+from deft.model.baichuan2 import norm_head
+from deft.model.baichuan2.norm_head import DirectionHead, Directions
 from deft.model.likelihood import PackedRows, has_plain_head, supervised_nll
 from deft.model.tiny import tiny_model
+from deft.train.trace import Watch
 
 ARCHITECTURES = ["baichuan2", "baichuan2_rope"]
 
@@ -50,6 +53,31 @@ def test_gradients_equal_finite_differences() -> None:
             assert head.weight.grad[row, column].item() == pytest.approx(numeric, rel=1e-5, abs=1e-8)
     along = (head.weight.grad * head.weight).sum(dim=-1)
     assert along.abs().max() < 1e-12, "the length of a row changes nothing"
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 4096])
+def test_directions_and_their_gradient_are_those_of_a_plain_division(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(norm_head, "CHUNK_ROWS", chunk)
+    head, _, _ = small_case(torch.float64)
+    assert torch.autograd.gradcheck(Directions.apply, (head.weight,))
+    plain = head.weight.detach().clone().requires_grad_()
+    slopes = torch.randn(7, 4, dtype=torch.float64)
+    (Directions.apply(head.weight) * slopes).sum().backward()
+    (normalize(plain, dim=-1) * slopes).sum().backward()
+    assert head.weight.grad is not None and plain.grad is not None
+    assert differ(head.weight.grad, plain.grad) < 1e-12
+
+
+def test_the_gradient_of_a_head_in_16_bits_widens_few_rows_at_a_time() -> None:
+    with FakeTensorMode():  # sizes without numbers
+        weight = torch.empty(100 * norm_head.CHUNK_ROWS, 64, dtype=torch.bfloat16, requires_grad=True)
+        with Watch([weight]) as watch:
+            directions = Directions.apply(weight)
+            directions.sum().backward()
+    peak = max(total for total, _ in watch.fullest.values())
+    assert 2 < peak / (weight.numel() * 2) < 2.3, "the directions, the weight's gradient, and some rows"
 
 
 def test_a_row_of_zeros_gives_no_infinities() -> None:
