@@ -2,6 +2,7 @@
 
 import math
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,14 @@ def test_a_batch_of_mixed_lengths_gives_what_plain_decoding_gives_each_row(archi
     found = replies(model, prompts, max_new_tokens=20)
     assert found == [tuple(plain_greedy(model, ids, 20, {IM_END_ID})) for ids in prompts]
     assert len(set(found)) > 5, "the replies must differ for this to prove anything"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_decoding_uses_no_argument_that_transformers_is_giving_up(architecture: Any) -> None:
+    """Its warning would stand in the middle of what a user is shown."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        assert replies(tiny_model(architecture), [prompt(3), prompt(9)], max_new_tokens=3)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

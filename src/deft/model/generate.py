@@ -310,7 +310,8 @@ class Batch:
 
     def forward(self) -> torch.Tensor:
         """Run the model on what is new and return the logits of each row's next token, fp32 [rows, vocab]."""
-        return self.run(self.input_ids, self.mask, self.position_ids, past_key_values=self.cache, use_cache=True)
+        cache_name = "cache" if "cache" in self.parameters else "past_key_values"  # before transformers 5.24
+        return self.run(self.input_ids, self.mask, self.position_ids, use_cache=True, **{cache_name: self.cache})
 
     @torch.no_grad()
     def run(
