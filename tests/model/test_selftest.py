@@ -58,14 +58,18 @@ def test_a_model_that_gives_no_numbers_is_refused() -> None:
         check_packing(model, ROWS)
 
 
-def test_a_device_that_is_too_small_is_not_taken_for_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fault", [torch.OutOfMemoryError("CUDA"), RuntimeError("CPU: can't allocate memory")])
+def test_a_device_that_is_too_small_is_not_taken_for_a_leak(
+    fault: RuntimeError, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise fault
 
     model = tiny_model("llama", seed=3)
     monkeypatch.setattr(model.get_decoder(), "forward", full)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(RuntimeError) as caught:
         check_packing(model, ROWS)
+    assert caught.value is fault
 
 
 def test_few_and_short_rows_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:

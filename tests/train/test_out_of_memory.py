@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from deft.errors import UserError
 from deft.model import likelihood
 from deft.model.likelihood import PackedRows
+from deft.model.memory_fault import is_out_of_memory
 from deft.model.tiny import save_tiny
 from deft.train import run
 from deft.train.config import TrainConfig
-from deft.train.out_of_memory import is_out_of_memory, shorter_capacity
+from deft.train.out_of_memory import shorter_capacity
 from deft.types import Example, Message
 
 LIMIT_TOKENS = 130

@@ -14,6 +14,7 @@ import torch
 from deft.errors import UserError
 from deft.model.attention import rows_apart
 from deft.model.likelihood import PackedRows, base_model, supervised_nll
+from deft.model.memory_fault import is_out_of_memory
 from deft.model.selftest import TOLERANCE_NATS, few_short_rows
 from deft.types import TokenSequence
 
@@ -51,6 +52,8 @@ def use_liger(model: Any, rows: Sequence[TokenSequence]) -> float:
             patch(model=base, rope=True, rms_norm=True, cross_entropy=False, fused_linear_cross_entropy=False)
             after = supervised_nll(model, packed).per_token
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+            if is_out_of_memory(error):
+                raise
             raise refused(base, f"{type(error).__name__}: {error}") from error
     model.train(was_training)
     difference = (after - before).abs().mean().item()

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from deft.errors import UserError
 from deft.model.attention import rows_apart
 from deft.model.likelihood import PackedRows, supervised_nll
+from deft.model.memory_fault import is_out_of_memory
 from deft.types import TokenSequence
 
 MAX_ROWS = 4
@@ -37,9 +38,9 @@ def check_packing(model: PreTrainedModel, rows: Sequence[TokenSequence]) -> floa
         alone = torch.cat([nll_alone(model, row) for row in chosen])
         with rows_apart(model):
             packed = supervised_nll(model, PackedRows.lay(chosen)).per_token
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         raise cannot_pack(model, f"{type(error).__name__}: {error}") from error
     finally:
         model.train(was_training)

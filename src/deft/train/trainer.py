@@ -23,13 +23,14 @@ from transformers import (
 )
 
 from deft.model.likelihood import PackedRows, SupervisedNLL
+from deft.model.memory_fault import is_out_of_memory
 from deft.prompt.format import ChatFormat
 from deft.prompt.store import save_chat_format
 from deft.rundir import remove
 from deft.train.checkpoint import mark_best, prune_checkpoints
 from deft.train.divergence import DivergenceWatch
 from deft.train.order import Batch, BatchLoader, RowOrder, Share
-from deft.train.out_of_memory import free_memory, is_out_of_memory, shorter_capacity
+from deft.train.out_of_memory import free_memory, shorter_capacity
 from deft.train.progress import Progress
 from deft.train.record import RowLoss, RunRecord, loss_by_ability, mean_loss
 from deft.train.schedule import Schedule
