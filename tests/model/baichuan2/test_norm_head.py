@@ -72,12 +72,13 @@ def test_directions_and_their_gradient_are_those_of_a_plain_division(
 
 def test_the_gradient_of_a_head_in_16_bits_widens_few_rows_at_a_time() -> None:
     with FakeTensorMode():  # sizes without numbers
-        weight = torch.empty(100 * norm_head.CHUNK_ROWS, 64, dtype=torch.bfloat16, requires_grad=True)
-        with Watch([weight]) as watch:
-            directions = Directions.apply(weight)
+        head = DirectionHead(64, 100 * norm_head.CHUNK_ROWS)
+        head.weight = torch.nn.Parameter(head.weight.to(torch.bfloat16))
+        with Watch([head.weight]) as watch:
+            directions = head.effective_weight()
             directions.sum().backward()
     peak = max(total for total, _ in watch.fullest.values())
-    assert 2 < peak / (weight.numel() * 2) < 2.3, "the directions, the weight's gradient, and some rows"
+    assert 2 < peak / (head.weight.numel() * 2) < 2.3, "the directions, the weight's gradient, and some rows"
 
 
 def test_a_row_of_zeros_gives_no_infinities() -> None:
