@@ -4,11 +4,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 DEV_STAMP := .venv/.installed-dev
+DEEPSPEED_STAMP := .venv/.installed-deepspeed
 
-.PHONY: install install-dev quickstart test test-slow check format clean
+.PHONY: install install-dev install-deepspeed quickstart test test-slow check format clean
 
 install: $(STAMP)
 install-dev: $(DEV_STAMP)
+install-deepspeed: $(DEEPSPEED_STAMP)
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "deft needs Python 3.11 or newer: make PYTHON=python3.12 …")'
@@ -22,13 +24,19 @@ $(DEV_STAMP): requirements-dev.txt $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
+# DeepSpeed comes as source, which asks for the torch that is here; none of its own kernels are compiled
+$(DEEPSPEED_STAMP): $(DEV_STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check wheel setuptools
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation 'deepspeed>=0.19'
+	touch $@
+
 quickstart: install
 	$(BIN)/deft quickstart
 
 test: install-dev
 	$(BIN)/python -m pytest -n 2
 
-test-slow: install-dev
+test-slow: install-deepspeed
 	$(BIN)/deft pull smollm2-135m
 	$(BIN)/python -m pytest -m slow
 

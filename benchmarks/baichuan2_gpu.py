@@ -43,7 +43,7 @@ from deft.model.speed import checkpointing_settings
 from deft.prompt.format import EncodeResult
 from deft.train.config import TrainConfig
 from deft.train.estimate import LIBRARY_BYTES, Estimate, estimate, numbers_of
-from deft.train.run import prepare_device, with_adapters
+from deft.train.prepare import prepare_device, with_adapters
 from deft.train.utilisation import Utilisation
 from deft.types import IGNORED_LABEL, TokenSequence
 

@@ -141,8 +141,8 @@ def test_a_model_to_hold_in_4_bits_is_never_whole_on_the_device(
         raise Loaded(settings["device"], settings["dtype"])
 
     monkeypatch.setattr("deft.train.run.check_device_for", lambda _: None)
-    monkeypatch.setattr("deft.train.run.load_model", load)
-    monkeypatch.setattr("deft.train.run.choose_dtype", lambda _: torch.bfloat16)
+    monkeypatch.setattr("deft.train.prepare.load_model", load)
+    monkeypatch.setattr("deft.train.prepare.choose_dtype", lambda _: torch.bfloat16)
     config = TrainConfig(method=method, model=str(save_tiny(tmp_path / "模型")), output_dir=tmp_path / "runs")  # type: ignore[arg-type]
     with pytest.raises(Loaded) as caught:
         train(config, rows(), [], Console(quiet=True))

@@ -1,9 +1,12 @@
 """Two processes (gloo, on the CPU) train to the same loss as one, however unequal their shares are."""
 
+import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,18 +20,31 @@ from safetensors.torch import load_file
 from deft.data.read import read_examples
 from deft.data.write import write_examples
 from deft.errors import UserError
-from deft.model.tiny import save_tiny
+from deft.model.tiny import save_tiny, tiny_model
+from deft.train.arguments import arguments_of
 from deft.train.checkpoint import checkpoints
 from deft.train.config import TrainConfig
+from deft.train.prepare import check_packing_where_it_fits
 from deft.train.record import read_metrics
 from deft.train.run import train
+from deft.train.sharding import check_layer_names, check_sharding, reads_once
 from deft.train.trainer import SupervisedTrainer
 from deft.types import Example, Message
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 MODES = {
     "ddp": {},
-    "fsdp2": {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}},
+    "fsdp2": {"fsdp": True, "fsdp_config": str(CONFIGS / "fsdp2.json")},
+    "read everywhere": {"fsdp": True, "fsdp_config": {"cpu_ram_efficient_loading": False}},
+    "zero2": {"deepspeed": str(CONFIGS / "zero2.json")},
+    "zero3": {"deepspeed": str(CONFIGS / "zero3.json")},
 }
+DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="make test-slow installs it")
+SLOW_MODES = [
+    pytest.param("read everywhere", marks=pytest.mark.slow),
+    pytest.param("zero2", marks=[pytest.mark.slow, DEEPSPEED]),
+    pytest.param("zero3", marks=[pytest.mark.slow, DEEPSPEED]),
+]
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +88,12 @@ def losses(folder: Path, key: str = "loss") -> list[float]:
     return [line[key] for line in read_metrics(folder) if key in line]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["ddp", "fsdp2", *SLOW_MODES])
 def test_two_processes_follow_the_curve_of_one(mode: str, place: Path) -> None:
     one = (place / "one/latest").resolve()
     two = run(place, mode, num_processes=2, batch_size=3, trainer=MODES[mode])
-    assert (two / "best/pytorch_model_fsdp.bin").exists() == (mode == "fsdp2"), "a file that FSDP alone writes"
+    assert (two / "best/pytorch_model_fsdp.bin").exists() == ("fsdp" in MODES[mode]), "a file that FSDP alone writes"
+    assert len(list((two / "best").glob("global_step8/*optim_states.pt"))) == (2 if "zero" in mode else 0)
     assert len(losses(one)) == 8
     assert losses(two) == pytest.approx(losses(one), abs=1e-5)
     assert losses(two, "eval_loss_能力1") == pytest.approx(losses(one, "eval_loss_能力1"), abs=1e-5)
@@ -98,18 +115,36 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one(place: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sharded_run_goes_on_from_its_checkpoint(place: Path) -> None:
-    two = run(place, "shards", num_processes=2, batch_size=3, trainer=MODES["fsdp2"])
+@pytest.mark.parametrize("mode", ["fsdp2", *SLOW_MODES[1:]])
+def test_a_sharded_run_goes_on_from_its_checkpoint(mode: str, place: Path) -> None:
+    two = run(place, f"shards-{mode}", num_processes=2, batch_size=3, trainer=MODES[mode])
     weights = load_file(two / "best/model.safetensors")
     stored = json.loads((two / "run.json").read_text(encoding="utf-8"))
     (two / "run.json").write_text(json.dumps(stored | {"finished": False}), encoding="utf-8")
     for late in checkpoints(two)[1:]:
         late.rename(two / "later")
-    resumed = run(place, "shards", "--resume-training", num_processes=2, batch_size=3, trainer=MODES["fsdp2"])
+    resumed = run(place, two.parent.name, "--resume-training", num_processes=2, batch_size=3, trainer=MODES[mode])
     assert resumed == two
     assert losses(resumed) == pytest.approx(losses((place / "one/latest").resolve()), abs=1e-5)
     for name, tensor in load_file(two / "best/model.safetensors").items():
         assert torch.allclose(tensor, weights[name], atol=1e-6), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["fsdp2", *SLOW_MODES[1:]])
+def test_shared_models_with_adapters_and_tied_weights_follow_the_curve_of_one(mode: str, place: Path) -> None:
+    save_tiny(place / "tied", "qwen3", seed=1)
+    settings = {"model": "tied", "gradient_checkpointing": True}
+    for method, file in (("full", "model.safetensors"), ("lora", "adapter_model.safetensors")):
+        one = run(place, f"one-{method}-{mode}", batch_size=6, method=method, **settings)
+        two = run(
+            place, f"{method}-{mode}", num_processes=2, batch_size=3, method=method, trainer=MODES[mode], **settings
+        )
+        assert losses(two) == pytest.approx(losses(one), abs=1e-5)
+        weights = load_file(one / "best" / file)
+        saved = load_file(two / "best" / file)
+        assert saved.keys() == weights.keys(), "a tied weight is saved once"
+        assert all(torch.allclose(saved[name], weights[name], atol=1e-5) for name in weights)
 
 
 @pytest.mark.slow
@@ -118,6 +153,19 @@ def test_sharded_losses_are_not_rounded_to_16_bits(place: Path) -> None:
     sums = [row["nll"] * 256 for row in pq.read_table(two / "rows.parquet").to_pylist()]
     assert sum(value.is_integer() for value in sums) < len(sums) / 10, "bfloat16 counts in 1/256 from 0.5 nats on"
     assert losses(two) == pytest.approx(losses((place / "one/latest").resolve()), abs=0.03)
+
+
+def test_layers_to_share_that_a_model_does_not_have_are_refused() -> None:
+    def check(*layers: str) -> None:
+        settings = {"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": list(layers)}}
+        check_layer_names(tiny_model("qwen3"), arguments_of(TrainConfig(trainer=settings), Path("unused")))
+
+    check("Qwen3DecoderLayer")
+    check()
+    with pytest.raises(UserError, match="Qwen3ForCausalLM has no layers of that name") as caught:
+        check("Qwen3DecoderLayer", "Qwen2DecoderLayer")
+    assert caught.value.got == "Qwen2DecoderLayer"
+    assert str(caught.value.fix).startswith("did you mean 'Qwen3DecoderLayer'?")
 
 
 def test_fsdp_in_one_process_is_refused(place: Path) -> None:
@@ -133,3 +181,109 @@ def test_only_the_process_that_writes_saves_weights(tmp_path: Path) -> None:
     other = SimpleNamespace(args=SimpleNamespace(should_save=False))
     SupervisedTrainer._save(other, str(tmp_path / "checkpoint"), state_dict={})  # type: ignore[arg-type]
     assert not (tmp_path / "checkpoint").exists()
+
+
+READ_EVERYWHERE = [{"method": "qlora"}, {"kernels": "liger"}]
+
+
+@pytest.mark.parametrize("settings", READ_EVERYWHERE)
+def test_one_process_reads_for_all_unless_each_needs_the_weights_first(settings: dict[str, str]) -> None:
+    plain, special = TrainConfig(), TrainConfig(**settings)  # type: ignore[arg-type]
+
+    def reads(config: TrainConfig, **trainer: object) -> bool:
+        given = dataclasses.replace(config, trainer=trainer)
+        return reads_once(given, arguments_of(given, Path("unused")))
+
+    assert reads(plain, fsdp=True)
+    assert not reads(plain), "processes that share nothing"
+    assert not reads(plain, fsdp=True, fsdp_config={"cpu_ram_efficient_loading": False})
+    assert not reads(special, fsdp=True)
+    asked = {"fsdp": True, "fsdp_config": {"cpu_ram_efficient_loading": True}}
+    wrong = dataclasses.replace(special, trainer=asked)
+    with pytest.raises(UserError, match=f"every process must read the weights, because of --{next(iter(settings))}"):
+        check_sharding(wrong, arguments_of(wrong, Path("unused")), 2)
+
+
+def test_the_others_are_told_why_the_first_could_not_read(place: Path) -> None:
+    shutil.copytree(place / "model", place / "坏")
+    whole = (place / "坏/model.safetensors").read_bytes()
+    (place / "坏/model.safetensors").write_bytes(whole[:-100])
+    settings = {"model": "坏", "train": ["rows.jsonl"], "output_dir": "none", "trainer": {"fsdp": True}}
+    (place / "坏.yaml").write_text(yaml.safe_dump({"train": settings}), encoding="utf-8")
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "deft", "train", "坏.yaml"]
+    done = subprocess.run([sys.executable, *launcher], cwd=place, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stderr.count("error: 坏/model.safetensors is damaged") == 2
+    assert "Traceback" not in done.stderr.partition("torch/distributed")[0], "torchrun's own is last"
+
+
+STOP_BEFORE_SHARING = """
+from accelerate import PartialState
+from pathlib import Path
+from rich.console import Console
+from transformers import AutoModelForCausalLM
+import deft.train.prepare as prepare
+import deft.train.run as run
+from deft.data.read import read_examples
+from deft.train.config import TrainConfig
+
+read, checked = [], []
+plain = AutoModelForCausalLM.from_pretrained
+
+def from_pretrained(*names, **settings):
+    read.append(names)
+    return plain(*names, **settings)
+
+def stop(loaded, **_):
+    weights = loaded.model.state_dict()
+    devices, formats = ({str(getattr(tensor, kind)) for tensor in weights.values()} for kind in ("device", "dtype"))
+    Path(f"seen-{PartialState().process_index}").write_text(
+        f"read {len(read)} times, checked {len(checked)} times, {len(weights)} weights, {devices}, {sorted(formats)}"
+    )
+    raise SystemExit
+
+def check(model, rows):
+    checked.append(1)
+    model.lm_head.double()
+
+AutoModelForCausalLM.from_pretrained = from_pretrained
+prepare.check_packing = check
+run.make_trainer = stop
+config = TrainConfig(model="model", output_dir=Path("loads"), trainer={"fsdp": True})
+run.train(config, read_examples([Path("rows.jsonl")]).examples, [], Console(quiet=True))
+"""
+
+
+def test_one_process_reads_the_weights_and_the_others_hold_them_as_it_does(place: Path) -> None:
+    (place / "stop.py").write_text(STOP_BEFORE_SHARING, encoding="utf-8")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "stop.py"]
+    done = subprocess.run(launcher, cwd=place, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    same = f"{len(load_file(place / 'model/model.safetensors'))} weights, {{'cpu'}}, ['torch.float32', 'torch.float64']"
+    assert (place / "seen-0").read_text() == f"read 1 times, checked 1 times, {same}"
+    assert (place / "seen-1").read_text() == f"read 0 times, checked 0 times, {same}"
+
+
+def test_packing_is_checked_on_the_cpu_if_the_whole_model_does_not_fit_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[str] = []
+
+    def check(model: torch.nn.Module, rows: object) -> float:
+        tried.append(str(next(model.parameters()).device))
+        if len(tried) == 1:
+            raise torch.OutOfMemoryError
+        return 0.0
+
+    class Model(torch.nn.Linear):
+        def to(self, device: torch.device | str) -> "Model":  # type: ignore[override]
+            self.places.append(str(device))
+            return self
+
+    monkeypatch.setattr("deft.train.prepare.check_packing", check)
+    monkeypatch.setattr("deft.train.prepare.choose_device", lambda _: torch.device("cuda"))
+    model = Model(2, 2)
+    model.places = []
+    check_packing_where_it_fits(model, [])  # type: ignore[arg-type]
+    assert model.places == ["cuda", "cpu"]
+    assert len(tried) == 2

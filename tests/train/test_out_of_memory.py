@@ -96,7 +96,7 @@ def test_validation_runs_again_in_shorter_packs(model: Path, tmp_path: Path, mon
             raise torch.OutOfMemoryError("HIP out of memory")
         return plain(one_model, packed)
 
-    monkeypatch.setattr("deft.train.run.check_packing", lambda *_: 0.0)
+    monkeypatch.setattr("deft.train.prepare.check_packing", lambda *_: 0.0)
     monkeypatch.setattr(likelihood, "supervised_nll", limited)
     short = train(model, tmp_path / "short", num_epochs=1)
     assert whole.valid_loss is not None
@@ -110,7 +110,7 @@ def test_a_single_row_that_does_not_fit_ends_the_run_with_a_remedy(
     def never(*_) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("deft.train.run.check_packing", lambda *_: 0.0)
+    monkeypatch.setattr("deft.train.prepare.check_packing", lambda *_: 0.0)
     monkeypatch.setattr(likelihood, "supervised_nll", never)
     with pytest.raises(UserError, match=r"out of memory with a pack of .* in 1 rows") as caught:
         train(model, tmp_path)

@@ -21,9 +21,10 @@ from deft.prompt.role_tokens import add_role_tokens
 from deft.prompt.store import load_chat_format
 from deft.train.config import TrainConfig
 from deft.train.order import RowOrder
+from deft.train.prepare import make_room
 from deft.train.progress import Progress
 from deft.train.record import read_metrics
-from deft.train.run import TrainResult, make_room, shortened, train
+from deft.train.run import TrainResult, shortened, train
 from deft.train.utilisation import Utilisation
 from deft.types import Example, Message
 
@@ -277,6 +278,15 @@ def test_lora_trains_adapters_only_and_the_checkpoint_loads_as_a_model(llama: Pa
     before, after = load_model(str(llama)).model, load_model(str(result.best)).model
     ids = torch.tensor([[5, 6, 7, 8]])
     assert not torch.allclose(before(input_ids=ids).logits, after(input_ids=ids).logits)
+
+
+def test_an_adapter_is_no_model_to_train(llama: Path, tmp_path: Path) -> None:
+    adapter = finished_run(llama, tmp_path / "一", method="lora").best
+    for method in ("full", "lora"):
+        with pytest.raises(UserError, match="training starts from a whole model, and this is an adapter") as caught:
+            finished_run(adapter, tmp_path / "二", method=method)
+        assert str(caught.value.fix).startswith(f"deft merge {adapter} ")
+    assert not list((tmp_path / "二").glob("*"))
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

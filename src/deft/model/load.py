@@ -169,12 +169,14 @@ def load_model(
     dtype: str = "auto",
     device: str | None = None,
     attn_implementation: str | None = None,
+    weights: bool = True,
 ) -> LoadedModel:
     """Load a model and its tokenizer, in evaluation mode.
 
     `dtype` "auto" is bfloat16 on a GPU that computes in it, otherwise float32: without hardware support bf16 is many
     times slower. `device` None is the first GPU, else Apple's, else the CPU. A folder with a LoRA adapter loads the
-    base model that it names, its embeddings resized to those the adapter was trained with.
+    base model that it names, its embeddings resized to those the adapter was trained with. `weights` False makes the
+    same model with no meaningful numbers in it, for a process to which another one will send them.
 
     Raises:
         UserError: if the model is not found, is damaged (the file is named), needs code from the checkpoint, has a
@@ -191,6 +193,8 @@ def load_model(
         tokenizer = load_tokenizer(folder)
         if (folder / ADAPTER_CONFIG).is_file():
             model = load_adapter(folder, dtype=kind, attn_implementation=attn_implementation)
+        elif not weights:
+            model = model_to_fill(folder, dtype=kind, attn_implementation=attn_implementation)
         else:
             model = load_weights(folder, dtype=kind, attn_implementation=attn_implementation)
     num_embeddings = model.get_input_embeddings().weight.shape[0]
@@ -244,6 +248,25 @@ def load_weights(folder: Path, *, dtype: "torch.dtype", attn_implementation: str
     if unused := sorted(report["unexpected_keys"]):
         message = f"{folder} holds {len(unused)} tensors that the model does not use: {', '.join(unused[:3])}"
         warnings.warn(message, stacklevel=2)
+    return model
+
+
+def model_to_fill(folder: Path, *, dtype: "torch.dtype", attn_implementation: str | None) -> Any:
+    """Make the model of a whole checkpoint on the CPU without reading its weights.
+
+    Their memory is never touched, so it costs none; they have addresses, though, by which accelerate (1.15) tells them
+    apart. Buffers that no checkpoint holds, such as the frequencies of rotary positions, are computed.
+    """
+    import torch
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    check_architecture(folder)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
+    model._apply(lambda tensor: torch.empty_like(tensor, device="cpu") if tensor.is_meta else tensor)
+    model.tie_weights()
     return model
 
 

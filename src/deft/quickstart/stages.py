@@ -66,7 +66,7 @@ def load(plan: Plan, tell: Teller) -> "tuple[LoadedModel, ChatFormat]":
 def load_with_format(name: str | Path) -> "tuple[LoadedModel, ChatFormat]":
     """Load a model, and the chat format that training on it uses."""
     from deft.model.load import load_model
-    from deft.train.run import prepare_chat_format
+    from deft.train.prepare import prepare_chat_format
 
     loaded = load_model(name, dtype="float32")
     chat_format, _ = prepare_chat_format(loaded, "auto")

@@ -17,6 +17,9 @@ from deft.train.config import TrainConfig
 FILE_SETTINGS = ("deepspeed", "fsdp_config", "accelerator_config")
 """Settings of `TrainingArguments` that are the path of a file where they are text."""
 
+ONCE = "cpu_ram_efficient_loading"
+"""What accelerate calls it that one process reads the weights and sends the others their shares (FSDP)."""
+
 TRACKER_PACKAGES = {"azure_ml": "azureml", "flyte": "flytekit"}
 """Packages of trackers that have another name than they."""
 
@@ -28,6 +31,9 @@ def arguments_of(config: TrainConfig, folder: Path) -> TrainingArguments:
         UserError: if `config.trainer` holds a name that `TrainingArguments` does not know, or a value it refuses.
     """
     further = further_settings(config.trainer)
+    sharing = further.get("fsdp_config") or {}
+    if further.get("fsdp") and isinstance(sharing, dict):
+        further["fsdp_config"] = {ONCE: why_read_everywhere(config, sharing) is None} | sharing
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
     on_gpu = torch.cuda.is_available()
     values: dict[str, Any] = {
@@ -69,6 +75,15 @@ def arguments_of(config: TrainConfig, folder: Path) -> TrainingArguments:
             where=f"trainer: {given}" if given else None,
             fix="see transformers.TrainingArguments for what each may be, and install the packages it asks for",
         ) from error
+
+
+def why_read_everywhere(config: TrainConfig, fsdp_config: dict[str, Any] | None = None) -> str | None:
+    """Return the setting for which every process that shares a model must read its weights, if there is one."""
+    if config.method == "qlora":
+        return "--method qlora, which brings them into 4 bits"
+    if config.kernels == "liger":
+        return "--kernels liger, which runs the model first"
+    return None if str((fsdp_config or {}).get("version", 2)) == "2" else "version 1 of FSDP"
 
 
 def further_settings(given: dict[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from deft.train.memory import (
     meta_model,
     model_size,
 )
-from deft.train.run import weights_dtype
+from deft.train.prepare import weights_dtype
 from deft.train.trace import StepTrace, trace_step
 from deft.train.workload import (
     MachineSpeed,

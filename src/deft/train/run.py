@@ -1,37 +1,27 @@
 """One fine-tuning run from start to finish: examples and settings in, a run folder with checkpoints out."""
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
-from transformers import PreTrainedModel
 
 from deft.errors import UserError
-from deft.model.adapters import add_lora
-from deft.model.host_memory import keep_freed_memory
-from deft.model.kernels import use_liger
 from deft.model.likelihood import takes_packs
 from deft.model.load import (
     LoadedModel,
-    choose_device,
-    choose_dtype,
     find_folder,
-    load_model,
     load_tokenizer,
     quiet_transformers,
 )
-from deft.model.selftest import check_packing
-from deft.model.speed import checkpointing_settings, compile_layers
 from deft.prompt.cache import encode_once
 from deft.prompt.detect import chat_format_to_train
-from deft.prompt.format import ChatFormat, EncodeResult, FormatKind
+from deft.prompt.format import ChatFormat, EncodeResult
 from deft.prompt.paint import paint
 from deft.prompt.pieces import painted_pieces
 from deft.rundir import check_writable, versions, write_json
@@ -40,11 +30,12 @@ from deft.train.checkpoint import checkpoints, disk_faults_told
 from deft.train.config import TrainConfig, check_device_for
 from deft.train.figure import draw_losses
 from deft.train.out_of_memory import memory_faults_told
+from deft.train.prepare import check_whole, load_to_train, prepare_device
 from deft.train.progress import Progress
 from deft.train.record import RunRecord, mean_loss
 from deft.train.runfolder import find_unfinished, open_run, run_identity, write_dropped
 from deft.train.schedule import Schedule
-from deft.train.sharding import check_sharding
+from deft.train.sharding import check_layer_names, check_sharding, divide_by_zero3, reads_once
 from deft.train.trainer import SupervisedTrainer
 from deft.train.utilisation import Utilisation
 from deft.types import Example
@@ -78,7 +69,7 @@ def train(
     check_device_for(config)
     arguments = arguments_of(config, Path("unused"))  # a wrong setting is told before a model loads
     processes = PartialState()
-    check_sharding(arguments, processes.num_processes)
+    check_sharding(config, arguments, processes.num_processes)
     if processes.is_main_process:
         check_writable(config.output_dir)
     else:
@@ -87,6 +78,7 @@ def train(
     if not train_examples:
         raise UserError("there are no rows to train on", fix="give --train FILE_OR_FOLDER")
     source, tokenizer = find_folder(config.model), load_tokenizer(config.model)
+    check_whole(source)
     chat_format, num_added_tokens = chat_format_to_train(tokenizer, source, config.chat_format)
     train_rows = encode(train_examples, tokenizer, chat_format, config, split="training", console=console)
     valid_rows = None
@@ -95,7 +87,7 @@ def train(
     identity = run_identity(config, source, train_rows, valid_rows)
     unfinished = find_unfinished(config.output_dir, identity, config.allow_changed) if config.resume_training else None
     with memory_faults_told():
-        loaded = load_to_train(config, tokenizer, train_rows, num_added_tokens=num_added_tokens)
+        loaded = load_to_train(config, arguments, tokenizer, train_rows, num_added_tokens=num_added_tokens)
     [folder] = broadcast_object_list([open_run(config, identity, unfinished) if processes.is_main_process else None])
     checkpoint = next(reversed(checkpoints(folder)), None)
     if processes.is_main_process:
@@ -135,40 +127,6 @@ def train(
     )
 
 
-def prepare_device(config: TrainConfig) -> None:
-    """Set what makes a process train faster: memory that stays on a CPU, TF32 for what is left in fp32 on a GPU."""
-    kind = choose_device(None).type
-    if kind == "cpu":
-        keep_freed_memory()
-    elif kind == "cuda" and config.dtype != "float32":  # whoever asks for float32 gets all of its bits
-        torch.set_float32_matmul_precision("high")
-
-
-def load_to_train(
-    config: TrainConfig, tokenizer: "PreTrainedTokenizerBase", rows: EncodeResult, *, num_added_tokens: int
-) -> LoadedModel:
-    """Load the model, give it adapters, checkpointing and kernels as asked for, and check that it can run packs.
-
-    Raises:
-        UserError: if it cannot be loaded, or its rows would see each other in a pack.
-    """
-    device = "cpu" if config.method == "qlora" else None  # in 4 bits it may fit a device that it would not fit whole
-    loaded = load_model(config.model, dtype=weights_dtype(config), device=device)
-    loaded = dataclasses.replace(loaded, tokenizer=tokenizer)
-    make_room(loaded, seed=config.seed)
-    if config.method != "full":
-        model = with_adapters(loaded.model, config, train_embeddings=num_added_tokens > 0)
-        loaded = dataclasses.replace(loaded, model=model)
-    if config.gradient_checkpointing:
-        loaded.model.activation_checkpointing_enable(checkpointing_settings(config.checkpointing_keeps))
-    check_packing(loaded.model, rows.sequences)
-    if config.kernels == "liger":
-        use_liger(loaded.model, rows.sequences)
-    if config.compile:
-        compile_layers(loaded.model)
-    return loaded
-
-
 def leave(processes: PartialState) -> None:
     """Leave the group of processes that trained together.
 
@@ -193,9 +151,10 @@ def make_trainer(
 ) -> SupervisedTrainer:
     """Put together what trains; a run that had to shorten its packs keeps to them when it is resumed."""
     arguments = arguments_of(config, record.folder)
+    check_layer_names(loaded.model, arguments)
     kind = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else loaded.model.dtype
     progress.utilisation = Utilisation.of(loaded.model, config.method, arguments.device, kind)
-    return SupervisedTrainer(
+    trainer = SupervisedTrainer(
         model=loaded.model,
         args=arguments,
         tokenizer=loaded.tokenizer,
@@ -212,6 +171,9 @@ def make_trainer(
         record=record,
         progress=progress,
     )
+    if reads_once(config, arguments):
+        divide_by_zero3(loaded.model, arguments)
+    return trainer
 
 
 def show_first_rows(
@@ -234,29 +196,6 @@ def shortened(text: str) -> str:
     if len(text) <= 2 * SHOWN_CHARACTERS:
         return text
     return f"{text[:SHOWN_CHARACTERS]} …({len(text) - 2 * SHOWN_CHARACTERS} characters)… {text[-SHOWN_CHARACTERS:]}"
-
-
-def weights_dtype(config: TrainConfig) -> str:
-    """Return the type the weights are held in: a fully trained model keeps fp32 masters, adapters need none."""
-    if config.method == "full" and config.dtype in ("auto", "bfloat16"):
-        return "float32"
-    if config.dtype == "auto":  # that of the device which trains, wherever the model is loaded first
-        return str(choose_dtype(choose_device(None))).removeprefix("torch.")
-    return config.dtype
-
-
-def prepare_chat_format(loaded: LoadedModel, kind: FormatKind) -> tuple[ChatFormat, int]:
-    """Return the format the checkpoint carries, or the one asked for, and how many tokens it added to the model."""
-    found = chat_format_to_train(loaded.tokenizer, loaded.path, kind)
-    make_room(loaded)
-    return found
-
-
-def make_room(loaded: LoadedModel, *, seed: int = 0) -> None:
-    """Give a model an embedding for every token that its tokenizer has; the new rows are random, by `seed`."""
-    torch.manual_seed(seed)
-    if len(loaded.tokenizer) > loaded.model.get_input_embeddings().weight.shape[0]:
-        loaded.model.resize_token_embeddings(len(loaded.tokenizer), mean_resizing=False)
 
 
 def encode(
@@ -291,19 +230,3 @@ def encode(
             fix="see `deft data audit`",
         )
     return result
-
-
-def with_adapters(model: PreTrainedModel, config: TrainConfig, *, train_embeddings: bool) -> Any:
-    """Return the model wrapped with LoRA adapters, seeded; `train_embeddings` where the vocabulary has grown."""
-    torch.manual_seed(config.seed)
-    if config.gradient_checkpointing:
-        model.enable_input_require_grads()
-    return add_lora(
-        model,
-        method=config.method,
-        targets=config.lora_targets,
-        rank=config.lora_rank,
-        alpha=config.lora_alpha,
-        dropout=config.lora_dropout,
-        train_embeddings=train_embeddings,
-    )

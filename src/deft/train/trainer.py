@@ -329,6 +329,9 @@ class SupervisedTrainer(Trainer):
         whole_modules: dict[str, Any] = (
             {"save_embedding_layers": False} if is_adapter else {}
         )  # they are in the adapter
+        if state_dict is not None and not is_adapter:  # collected from several processes, tied weights are there twice
+            tied = self.model.all_tied_weights_keys
+            state_dict = {name: tensor for name, tensor in state_dict.items() if name not in tied}
         self.model.save_pretrained(folder, state_dict=state_dict, **whole_modules)
         self.processing_class.save_pretrained(folder)
         save_chat_format(self.chat_format, folder)
