@@ -30,6 +30,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.instruction_rows import instruction_rows
 from benchmarks.peers.plan import NUM_WARM_UP_STEPS, Plan, Report, write_plan
 from deft.data.read import read_examples
 from deft.data.write import write_examples
@@ -50,7 +51,7 @@ CONTENDERS = {
 DEFAULT_CONTENDERS = "deft,trl,ancestor"
 
 ROOT = Path(__file__).parents[1]
-TRAIN_ROWS = ROOT / "examples/abilities/en/curated/full"
+DEFAULT_ROWS = 40
 HELD_OUT_ROWS = ROOT / "examples/abilities/en/curated/test"
 NO_TRL = "TRL is not installed: pip install -r benchmarks/requirements.txt, or leave it out: --only deft,ancestor"
 
@@ -74,8 +75,12 @@ def make_plan(arguments: argparse.Namespace, folder: Path) -> Plan:
     Raises:
         UserError: if the data or the model cannot be used.
     """
-    found = read_examples(arguments.data).examples
-    examples = random.Random(arguments.seed).sample(found, min(arguments.rows or len(found), len(found)))
+    if arguments.data:
+        found = read_examples(arguments.data).examples
+        examples = random.Random(arguments.seed).sample(found, min(arguments.rows or len(found), len(found)))
+    else:
+        tokenizer = load_tokenizer(arguments.model)
+        examples = instruction_rows(arguments.rows or DEFAULT_ROWS, tokenizer, seed=arguments.seed)
     examples = examples[: len(examples) // arguments.rows_per_step * arguments.rows_per_step]
     if len(examples) // arguments.rows_per_step <= NUM_WARM_UP_STEPS:
         fix = f"give more than {NUM_WARM_UP_STEPS} steps of {arguments.rows_per_step} rows each"
@@ -228,9 +233,11 @@ def parse(values: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the flags."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="smollm2-135m", help="alias or folder of a model with a chat template")
-    parser.add_argument("--data", type=Path, nargs="+", default=[TRAIN_ROWS], help="files or folders to train on")
+    parser.add_argument("--data", type=Path, nargs="+", help="files or folders; by default rows as long as Alpaca's")
     parser.add_argument("--held-out", type=Path, default=HELD_OUT_ROWS, help="rows to measure the loss on")
-    parser.add_argument("--rows", type=int, help="train on so many, chosen at random; by default on all")
+    parser.add_argument(
+        "--rows", type=int, help=f"train on so many, chosen at random; by default all of --data, else {DEFAULT_ROWS}"
+    )
     parser.add_argument("--rows-per-step", type=int, default=8, help="rows of an optimizer step")
     parser.add_argument("--pack-length", type=int, default=1024, help="tokens of a pack; raised if a step needs more")
     parser.add_argument("--learning-rate", type=float, default=1e-5, help="at first; a tenth of it at the end")
