@@ -4,13 +4,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 DEV_STAMP := .venv/.installed-dev
-DEEPSPEED_STAMP := .venv/.installed-deepspeed
+DEEPSPEED := .venv/deepspeed
 
-.PHONY: install install-dev install-deepspeed quickstart test test-slow check format clean
+.PHONY: install install-dev quickstart test test-slow check format clean
 
 install: $(STAMP)
 install-dev: $(DEV_STAMP)
-install-deepspeed: $(DEEPSPEED_STAMP)
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "deft needs Python 3.11 or newer: make PYTHON=python3.12 …")'
@@ -24,10 +23,12 @@ $(DEV_STAMP): requirements-dev.txt $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
-# DeepSpeed comes as source, which asks for the torch that is here; none of its own kernels are compiled
-$(DEEPSPEED_STAMP): $(DEV_STAMP)
+# Beside the other packages, because transformers imports DeepSpeed wherever it finds it, and it talks. It comes as
+# source, whose build asks for the torch that is here; none of its own kernels are compiled.
+$(DEEPSPEED)/.installed: $(DEV_STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check wheel setuptools
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation 'deepspeed>=0.19'
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps \
+		--upgrade --target $(DEEPSPEED) deepspeed==0.19.8 einops hjson msgpack ninja py-cpuinfo
 	touch $@
 
 quickstart: install
@@ -36,7 +37,7 @@ quickstart: install
 test: install-dev
 	$(BIN)/python -m pytest -n 2
 
-test-slow: install-deepspeed
+test-slow: install-dev $(DEEPSPEED)/.installed
 	$(BIN)/deft pull smollm2-135m
 	$(BIN)/python -m pytest -m slow
 

@@ -36,9 +36,10 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.memory_estimate import ALLOWED_RATIO, NO_MATTER, status_bytes
 from deft.model.baichuan2.configuration import Baichuan2Config
-from deft.model.generate import Sampling, generate
+from deft.model.generate import generate
 from deft.model.likelihood import PackedRows, SupervisedNLL, takes_packs
 from deft.model.load import choose_device
+from deft.model.sampling import Sampling
 from deft.model.speed import checkpointing_settings
 from deft.prompt.format import EncodeResult
 from deft.train.config import TrainConfig

@@ -30,8 +30,8 @@ import pytest
 
 from deft import cli
 from deft.errors import UserError
-from deft.model.known import KNOWN_MODELS, MODELS_DIR_VARIABLE
-from deft.model.pull import GGUF_SHA256, SOURCE_FILE, find_damage, source_facts
+from deft.model.embedded import GGUF_SHA256, find_damage, source_facts
+from deft.model.known import KNOWN_MODELS, MODELS_DIR_VARIABLE, SOURCE_FILE
 from deft.model.tiny import save_tiny
 
 ROOT = Path(__file__).parents[1]

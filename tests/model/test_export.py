@@ -18,9 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deft import cli
 from deft.errors import UserError
-from deft.model.export import check_nothing_local, export, front_matter, model_card
+from deft.model.card import front_matter, model_card
+from deft.model.export import check_nothing_local, export
 from deft.model.load import load_model
-from deft.model.merge import Provenance, merge
+from deft.model.merge import merge
+from deft.model.provenance import Provenance
 from deft.model.tiny import byte_tokenizer, save_tiny
 from deft.prompt.store import load_chat_format
 from deft.serve.assistant import Assistant

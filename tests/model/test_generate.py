@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from deft.errors import UserError
 from deft.model import generate as module
-from deft.model.generate import Batch, Sampling, generate, pick, smallest_kept, start_rows, stream
+from deft.model.generate import Batch, generate, start_rows, stream
+from deft.model.sampling import Sampling, pick, smallest_kept
 from deft.model.tiny import IM_END_ID, byte_tokenizer, tiny_model
 
 ARCHITECTURES = ("llama", "qwen3", "gemma3", "baichuan2", "baichuan2_rope")

@@ -16,7 +16,8 @@ from deft.errors import UserError
 from deft.model import merge as merging
 from deft.model.adapters import add_lora
 from deft.model.load import LoadedModel, load_model
-from deft.model.merge import TOLERANCES, merge, provenance_of, public_name
+from deft.model.merge import TOLERANCES, merge
+from deft.model.provenance import provenance_of, public_name
 from deft.model.tiny import byte_tokenizer, save_tiny
 from deft.prompt.format import chat_format_for
 from deft.prompt.role_tokens import add_role_tokens

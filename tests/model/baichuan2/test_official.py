@@ -8,8 +8,9 @@ from baichuan2_models import differ, logits, official_model, official_numbers
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from deft.model.attention import rows_apart
-from deft.model.generate import Sampling, generate
+from deft.model.generate import generate
 from deft.model.likelihood import PackedRows, supervised_nll
+from deft.model.sampling import Sampling
 from deft.types import IGNORED_LABEL, TokenSequence
 
 NUM_SEQUENCES = 3

@@ -9,8 +9,9 @@ from transformers import DynamicCache, LlamaForCausalLM, PreTrainedModel
 
 from deft.errors import UserError
 from deft.model.attention import rows_apart
-from deft.model.generate import Sampling, generate
+from deft.model.generate import generate
 from deft.model.likelihood import PackedRows, supervised_nll
+from deft.model.sampling import Sampling
 from deft.model.tiny import byte_tokenizer, tiny_model, untrained
 
 SEQUENCES = [torch.tensor(byte_tokenizer().encode(text)) for text in TEXTS]

