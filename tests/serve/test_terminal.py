@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -213,11 +214,18 @@ def test_a_real_terminal(tiny_folder: Path) -> None:
         assert mark.encode() in seen, seen.decode(errors="replace")
         return seen.decode(errors="replace")
 
+    def first_of_reply(limit_s: float = 60.0) -> None:
+        """Wait until more comes than what the line editor writes when it lets go of the terminal."""
+        seen, end = b"", time.monotonic() + limit_s
+        while not re.sub(rb"\x1b\[\?2004[hl]|\s", b"", seen) and time.monotonic() < end:
+            if select.select([parent], [], [], 0.2)[0]:
+                seen += os.read(parent, 65536)
+
     try:
         read_until("> ")
         os.write(parent, "你好\n".encode())
         read_until("\n")
-        time.sleep(0.5)
+        first_of_reply()
         process.send_signal(signal.SIGINT)
         read_until("stopped")
         read_until("> ")

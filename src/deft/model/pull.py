@@ -4,19 +4,16 @@ In: a known alias or a hub id. Out: a folder that `load` opens without a network
 (`embedded`); a hub model goes into the hub's own cache.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 from deft.errors import UserError, did_you_mean
-from deft.model.embedded import pull_embedded
+from deft.model.embedded import Tell, pull_embedded
 from deft.model.known import KNOWN_MODELS, NETWORK_TIMEOUT_S, find_known, models_folder
 from deft.rundir import cannot_write
 
 HUB_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "LICENSE*")
 HUB_LEFT_OUT = ("*/*", "consolidated*")
 """Other formats of the same weights lie in subfolders (`onnx/`, `original/`)."""
-
-Tell = Callable[[str], None]
 
 
 def pull(

@@ -13,12 +13,7 @@ from rich.console import Console
 
 from deft.errors import UserError
 from deft.model.likelihood import takes_packs
-from deft.model.load import (
-    LoadedModel,
-    find_folder,
-    load_tokenizer,
-    quiet_transformers,
-)
+from deft.model.load import LoadedModel, find_folder, load_tokenizer, quiet_transformers
 from deft.prompt.cache import encode_once
 from deft.prompt.detect import chat_format_to_train
 from deft.prompt.format import ChatFormat, EncodeResult
