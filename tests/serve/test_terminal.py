@@ -193,7 +193,8 @@ def test_interrupting_the_prompt_twice_leaves(chat: Any, script: Script) -> None
 def test_a_real_terminal(tiny_folder: Path) -> None:
     """Chinese typed at a pseudo-terminal, Ctrl-C in a reply, Ctrl-D at the prompt."""
     code = (
-        "import sys, time; from deft.model.generate import Batch; forward = Batch.forward;"
+        "import signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler);"  # a job of & has it off
+        "from deft.model.generate import Batch; forward = Batch.forward;"
         "Batch.forward = lambda batch: (time.sleep(0.05), forward(batch).index_fill(1, BYTES, -1e9))[1];"
         "import torch; BYTES = torch.tensor([0x1B, *range(256, 260)]);"  # never stops by itself
         "from rich.console import Console; from deft.serve.assistant import Assistant;"

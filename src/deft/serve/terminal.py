@@ -126,7 +126,7 @@ class TerminalChat:
 
     def show_speed(self, answer: str, seconds: float, reason: str) -> None:
         """Show dimly how fast the reply came, and why it ended if it was not of itself."""
-        num_tokens = len(self.assistant.tokenizer(answer, add_special_tokens=False)["input_ids"])
+        num_tokens = len(self.assistant.tokenizer(answer, add_special_tokens=False, verbose=False)["input_ids"])
         ending = {"length": " · cut at max_new_tokens", "cancelled": " · stopped"}.get(reason, "")
         self.note(f"{num_tokens} tokens · {num_tokens / max(seconds, 1e-9):.1f} tokens/s{ending}")
 
