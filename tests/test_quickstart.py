@@ -17,11 +17,11 @@ from deft.evaluate.interval import paired_changes
 from deft.evaluate.loss import read_rows_kept
 from deft.model.tiny import save_tiny
 from deft.quickstart import job, quickstart, stages
-from deft.quickstart.existing import read_json
 from deft.quickstart.plan import Plan, plan_key
 from deft.quickstart.rows import spread
 from deft.quickstart.teller import Teller
 from deft.quickstart.texts import PROMPTS, TEXTS
+from deft.rundir import read_object
 from deft.train.config import TrainConfig
 from deft.types import Example, Message
 
@@ -330,10 +330,10 @@ def test_again_makes_a_new_run(finished: tuple[Path, str], model: Path, tmp_path
 
 
 def test_a_damaged_record_is_not_taken_up(finished: tuple[Path, str], tmp_path: Path) -> None:
-    assert read_json(finished[0] / "quickstart.json")["key"]
+    assert read_object(finished[0] / "quickstart.json")["key"]
     (tmp_path / "quickstart.json").write_text('{"key": "', encoding="utf-8")
-    assert read_json(tmp_path / "quickstart.json") == {}
-    assert read_json(tmp_path / "absent.json") == {}
+    assert read_object(tmp_path / "quickstart.json") == {}
+    assert read_object(tmp_path / "absent.json") == {}
 
 
 def test_an_unfinished_run_of_another_kind_is_left_alone(

@@ -87,6 +87,15 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
+def read_object(file: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; an empty one where there is none, or it is damaged and so says nothing."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def fingerprint(parts: Iterable[str | bytes]) -> str:
     """Return 16 hexadecimal digits that change with any part, or with where one part ends and the next begins."""
     digest = hashlib.sha256()

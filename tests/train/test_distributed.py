@@ -63,6 +63,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def torchrun(num_processes: int) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={num_processes}", "--standalone"]
+
+
 def run(folder: Path, name: str, *flags: str, num_processes: int = 1, **changes: object) -> Path:
     """Train by the command line and return the run's folder."""
     settings = {
@@ -76,8 +80,8 @@ def run(folder: Path, name: str, *flags: str, num_processes: int = 1, **changes:
         "output_dir": name,
     }
     (folder / f"{name}.yaml").write_text(yaml.safe_dump({"train": settings | changes}), encoding="utf-8")
-    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={num_processes}", "--standalone"]
-    command = [sys.executable, *(launcher if num_processes > 1 else []), "-m", "deft", "train", f"{name}.yaml", *flags]
+    launcher = torchrun(num_processes) if num_processes > 1 else [sys.executable]
+    command = [*launcher, "-m", "deft", "train", f"{name}.yaml", *flags]
     packages = [str(DEEPSPEED)] if "deepspeed" in (settings | changes).get("trainer", {}) else []
     paths = os.pathsep.join([*packages, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
@@ -213,8 +217,8 @@ def test_the_others_are_told_why_the_first_could_not_read(place: Path) -> None:
     (place / "坏/model.safetensors").write_bytes(whole[:-100])
     settings = {"model": "坏", "train": ["rows.jsonl"], "output_dir": "none", "trainer": {"fsdp": True}}
     (place / "坏.yaml").write_text(yaml.safe_dump({"train": settings}), encoding="utf-8")
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "deft", "train", "坏.yaml"]
-    done = subprocess.run([sys.executable, *launcher], cwd=place, capture_output=True, text=True, check=False)
+    command = [*torchrun(2), "-m", "deft", "train", "坏.yaml"]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert done.stderr.count("error: 坏/model.safetensors is damaged") == 2
     assert "Traceback" not in done.stderr.partition("torch/distributed")[0], "torchrun's own is last"
@@ -259,8 +263,7 @@ run.train(config, read_examples([Path("rows.jsonl")]).examples, [], Console(quie
 
 def test_one_process_reads_the_weights_and_the_others_hold_them_as_it_does(place: Path) -> None:
     (place / "stop.py").write_text(STOP_BEFORE_SHARING, encoding="utf-8")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "stop.py"]
-    done = subprocess.run(launcher, cwd=place, capture_output=True, text=True, check=False)
+    done = subprocess.run([*torchrun(2), "stop.py"], cwd=place, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     same = f"{len(load_file(place / 'model/model.safetensors'))} weights, {{'cpu'}}, ['torch.float32', 'torch.float64']"
     assert (place / "seen-0").read_text() == f"read 1 times, checked 1 times, {same}"

@@ -9,9 +9,9 @@ from typing import Any
 
 from deft.model.checkpoint_files import ADAPTER_CONFIG
 from deft.model.known import find_known
-from deft.model.provenance import Provenance, read_object
+from deft.model.provenance import Provenance
 from deft.prompt.store import FILE_NAME as CHAT_FORMAT_FILE
-from deft.rundir import versions
+from deft.rundir import read_object, versions
 
 LICENSE_IDS = {
     "apache-2.0": "apache-2.0",

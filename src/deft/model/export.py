@@ -34,9 +34,9 @@ from deft.model.merge import (
     texts_to_check,
     write_model,
 )
-from deft.model.provenance import Provenance, provenance_of, public_name, read_object
+from deft.model.provenance import Provenance, provenance_of, public_name
 from deft.prompt.store import load_chat_format
-from deft.rundir import write_json, write_text, written_whole
+from deft.rundir import read_object, write_json, write_text, written_whole
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from deft.errors import UserError
 from deft.model.checkpoint_files import ADAPTER_CONFIG
 from deft.model.known import KNOWN_MODELS, SOURCE_FILE, find_known
 from deft.model.load import HUB_ID, base_of, find_in_cache
-from deft.rundir import folder_fingerprint
+from deft.rundir import folder_fingerprint, read_object
 
 HUB_SNAPSHOT = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]")
 NOT_TOLD = ("model", "train", "valid", "output_dir", "resume_training", "skip_broken", "trainer")
@@ -131,15 +131,6 @@ def run_facts(checkpoint: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     if quickstart and (folder / "best").resolve() == checkpoint:
         facts["changes"] = quickstart.get("results", {}).get("changes", {})
     return facts
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; an empty one where there is none, or it is damaged and so says nothing."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:

@@ -1,11 +1,11 @@
 """The folder of runs goes in; what earlier starts left there, finished or not, comes out."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from deft.quickstart.plan import Plan
+from deft.rundir import read_object
 
 FILE_NAME = "quickstart.json"
 
@@ -13,7 +13,11 @@ FILE_NAME = "quickstart.json"
 def find_finished(plan: Plan) -> Path | None:
     """Return the newest run folder that holds a finished quickstart of this plan, with its checkpoint."""
     for file in sorted(plan.runs.glob(f"*/{FILE_NAME}"), reverse=True):
-        if not file.parent.is_symlink() and read_json(file).get("key") == plan.key and (file.parent / "best").exists():
+        if (
+            not file.parent.is_symlink()
+            and read_object(file).get("key") == plan.key
+            and (file.parent / "best").exists()
+        ):
             return file.parent
     return None
 
@@ -21,7 +25,7 @@ def find_finished(plan: Plan) -> Path | None:
 def find_run(plan: Plan, identity: Mapping[str, Any], *, finished: bool) -> Path | None:
     """Return the newest training run with this identity that is finished, or not finished."""
     for file in sorted(plan.runs.glob("*/run.json"), reverse=True):
-        stored = read_json(file)
+        stored = read_object(file)
         same = all(stored.get(name) == value for name, value in identity.items())
         if same and not file.parent.is_symlink() and stored.get("finished") is finished:
             return file.parent
@@ -31,14 +35,7 @@ def find_run(plan: Plan, identity: Mapping[str, Any], *, finished: bool) -> Path
 def newest_unfinished(runs: Path) -> Path | None:
     """Return the run that `resume_training` would take up: the newest unfinished one, whatever it is."""
     files = sorted(runs.glob("*/run.json"), reverse=True)
-    found = (file.parent for file in files if not file.parent.is_symlink() and read_json(file).get("finished") is False)
+    found = (
+        file.parent for file in files if not file.parent.is_symlink() and read_object(file).get("finished") is False
+    )
     return next(found, None)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Return the JSON object in a file, or an empty one where the file is damaged: it is then no run to take up."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

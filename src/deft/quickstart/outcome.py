@@ -14,7 +14,7 @@ from rich.text import Text
 
 from deft.evaluate.interval import Change
 from deft.evaluate.loss import OVERALL, write_rows
-from deft.quickstart.existing import FILE_NAME, read_json
+from deft.quickstart.existing import FILE_NAME
 from deft.quickstart.plan import Plan
 from deft.quickstart.stages import Before
 from deft.quickstart.teller import Teller
@@ -23,7 +23,7 @@ from deft.report.results import ReplyPair, Results, from_json, to_json
 from deft.report.terminal import changes_table
 from deft.report.texts import Lang
 from deft.report.values import percent, readable_time, shown_value
-from deft.rundir import fingerprint, remove, versions, write_json
+from deft.rundir import fingerprint, read_object, remove, versions, write_json
 
 ACTIVATE = Path(".venv/bin/activate")
 """What `make install` leaves for a shell to enter the project's environment."""
@@ -94,7 +94,7 @@ def finish(plan: Plan, folder: Path, results: Results, before: Before, tell: Tel
 
 def show_finished(folder: Path, plan: Plan, tell: Teller) -> None:
     """Show a finished quickstart again; its report is written again where it is missing."""
-    stored = read_json(folder / FILE_NAME)
+    stored = read_object(folder / FILE_NAME)
     results = from_json(stored["results"])
     if not (folder / "report.html").exists():
         write_report(folder, results, plan.lang)

@@ -12,13 +12,13 @@ from rich.padding import Padding
 
 from deft.errors import UserError
 from deft.evaluate.loss import EvaluatedRow, read_rows_kept, row_losses_kept
-from deft.quickstart.existing import find_run, newest_unfinished, read_json
+from deft.quickstart.existing import find_run, newest_unfinished
 from deft.quickstart.plan import Plan
 from deft.quickstart.rows import Rows
 from deft.quickstart.teller import Teller, row_bar
 from deft.quickstart.texts import PROMPTS
 from deft.report.values import shown_value
-from deft.rundir import write_json
+from deft.rundir import read_object, write_json
 from deft.types import Example, Message
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def measure_before(plan: Plan, loaded: "LoadedModel", chat_format: "ChatFormat",
     evaluated = losses(plan, loaded, chat_format, rows.test, file=plan.parts / "rows_before.jsonl", tell=tell)
     loss = sum(row.nll for row in evaluated) / sum(row.num_supervised for row in evaluated)
     kept = plan.parts / "replies_before.json"
-    answers = read_json(kept).get("replies")
+    answers = read_object(kept).get("replies")
     if answers is None:
         answers = replies(plan, loaded, chat_format)
         write_json(kept, {"replies": answers})

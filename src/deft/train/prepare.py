@@ -4,7 +4,8 @@ Where several processes share the model, the first alone reads its weights; `sha
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,13 +68,12 @@ def load_to_train(
         UserError: if it cannot be loaded, or its rows would see each other in a pack.
     """
     unset_hf_deepspeed_config()  # or transformers divides weights as it loads them, and nobody could check the model
+    load = partial(load_with_adapters, config, arguments, tokenizer, num_added_tokens=num_added_tokens)
     if reads_once(config, arguments):
-        loaded = load_for_all(config, arguments, tokenizer, rows, num_added_tokens=num_added_tokens)
+        loaded = load_for_all(load, rows.sequences, by_fsdp=arguments.deepspeed is None)
     else:
         on_cpu = config.method == "qlora"  # in 4 bits it may fit a device that it would not fit whole
-        loaded = load_with_adapters(
-            config, arguments, tokenizer, device="cpu" if on_cpu else None, num_added_tokens=num_added_tokens
-        )
+        loaded = load(device="cpu" if on_cpu else None)
         check_packing(loaded.model, rows.sequences)
     if config.kernels == "liger":
         use_liger(loaded.model, rows.sequences)
@@ -82,30 +82,21 @@ def load_to_train(
     return loaded
 
 
-def load_for_all(
-    config: TrainConfig,
-    arguments: TrainingArguments,
-    tokenizer: "PreTrainedTokenizerBase",
-    rows: EncodeResult,
-    *,
-    num_added_tokens: int,
-) -> LoadedModel:
+def load_for_all(load: Callable[..., LoadedModel], rows: Sequence[TokenSequence], *, by_fsdp: bool) -> LoadedModel:
     """Load the model in the first process, which checks it, and make the same one without numbers in the others.
 
     It stays on the CPU until it is shared out: a device may hold no more than its share.
     """
     reads = PartialState().is_main_process
     try:
-        loaded = load_with_adapters(
-            config, arguments, tokenizer, device="cpu", num_added_tokens=num_added_tokens, weights=reads
-        )
+        loaded = load(device="cpu", weights=reads)
         if reads:
-            check_packing_where_it_fits(loaded.model, rows.sequences)
+            check_packing_where_it_fits(loaded.model, rows)
     except UserError as error:
         if reads:
             tell_other_processes(error)
         raise
-    follow_first_process(loaded.model, by_fsdp=arguments.deepspeed is None)
+    follow_first_process(loaded.model, by_fsdp=by_fsdp)
     return loaded
 
 
