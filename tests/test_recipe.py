@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from deft import cli
+from deft.data.columns import FieldChoice
 from deft.errors import UserError
 from deft.recipe import read_section
 from deft.train.config import TrainConfig
@@ -83,3 +84,13 @@ def test_the_shipped_recipes_are_valid() -> None:
     assert found
     for path in found:
         assert set(read_section(path, "train", TrainConfig)) <= names
+
+
+@pytest.mark.parametrize(
+    "fields", ["{prompt: 题目, response: 解答}", "prompt=题目,response=解答", "[prompt=题目, response=解答]"]
+)
+def test_columns_may_be_named_in_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: str) -> None:
+    text = f"train:\n  train: [数据.jsonl]\n  ignore_fields: [提示]\n  fields: {fields}\n"
+    config = config_of(monkeypatch, str(written(tmp_path, text)))
+    choice = FieldChoice.parse(config.ignore_fields, config.fields)
+    assert choice.columns == {"prompt": ("题目",), "response": ("解答",)} and choice.ignored == {"提示"}

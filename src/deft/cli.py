@@ -45,6 +45,8 @@ def fill_from_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCol
             values = read_section(path, section, SECTIONS[section])
             if isinstance(values.get("trainer"), dict):  # nested values travel as JSON, as they would in a flag
                 values["trainer"] = {name: json.dumps(value) for name, value in values["trainer"].items()}
+            if isinstance(values.get("fields"), dict):
+                values["fields"] = [f"{target}={column}" for target, column in values["fields"].items()]
             Dict({section: values}, source=str(path))(app, commands, arguments)
 
 
@@ -60,10 +62,10 @@ app.command(data_app)
 
 
 def console() -> "Console":
-    """Return the terminal to print to."""
+    """Return the terminal to print to; of several processes that train together, the first one speaks for all."""
     from rich.console import Console
 
-    return Console()
+    return Console(quiet=os.environ.get("RANK", "0") != "0")
 
 
 @app.command
@@ -95,7 +97,14 @@ def pull(model: str, *, source: Annotated[Path | None, Parameter(name="--from")]
 
 
 @data_app.command
-def convert(*paths: Path, ability: str | None = None, overwrite: bool = False, skip_broken: bool = False) -> None:
+def convert(
+    *paths: Path,
+    ability: str | None = None,
+    overwrite: bool = False,
+    skip_broken: bool = False,
+    ignore_fields: tuple[str, ...] = (),
+    fields: tuple[str, ...] = (),
+) -> None:
     """Read instruction data of any known format and write it in deft's own: deft data convert IN… OUT.
 
     Parameters
@@ -109,6 +118,10 @@ def convert(*paths: Path, ability: str | None = None, overwrite: bool = False, s
         Replace the file to write if it is there.
     skip_broken
         Leave out rows that cannot be read and list them, instead of stopping at the first.
+    ignore_fields
+        Fields of the rows that count as absent: a,b.
+    fields
+        Which column is what: prompt=question,response=answer (system, input, messages, history, ability, id).
     """
     from deft.data.write import write_examples
 
@@ -117,7 +130,7 @@ def convert(*paths: Path, ability: str | None = None, overwrite: bool = False, s
     *inputs, output = paths
     if output.exists() and not overwrite:
         raise UserError("the file to write is there already", got=str(output), fix="name another, or --overwrite")
-    examples = read(inputs, skip_broken=skip_broken, ability=ability)
+    examples = read(inputs, skip_broken=skip_broken, ability=ability, ignore_fields=ignore_fields, fields=fields)
     write_examples(output, examples)
     console().print(f"[green]✓[/] {len(examples)} rows → {output}", highlight=False)
 
@@ -130,6 +143,8 @@ def show(
     limit: Annotated[int, AT_LEAST_1] = 3,
     id: str | None = None,
     skip_broken: bool = False,
+    ignore_fields: tuple[str, ...] = (),
+    fields: tuple[str, ...] = (),
 ) -> None:
     """Paint rows as the model will see them: what is trained and what is masked.
 
@@ -145,12 +160,17 @@ def show(
         Show only the row with this id.
     skip_broken
         Leave out rows that cannot be read.
+    ignore_fields
+        Fields of the rows that count as absent: a,b.
+    fields
+        Which column is what: prompt=question,response=answer (system, input, messages, history, ability, id).
     """
     from deft.prompt.format import encode_example
     from deft.prompt.paint import paint
     from deft.prompt.pieces import painted_pieces
 
-    examples = [row for row in read([file], skip_broken=skip_broken) if id in (None, row.id)]
+    found = read([file], skip_broken=skip_broken, ignore_fields=ignore_fields, fields=fields)
+    examples = [row for row in found if id in (None, row.id)]
     if not examples:
         raise UserError("no row has this id", got=id, where=str(file), fix="leave --id out to see rows and their ids")
     tokenizer, chat_format = tokenizer_and_format(model)
@@ -170,6 +190,8 @@ def audit(
     held_out: Path | None = None,
     max_length_tokens: Annotated[int, AT_LEAST_1] = 2048,
     skip_broken: bool = False,
+    ignore_fields: tuple[str, ...] = (),
+    fields: tuple[str, ...] = (),
 ) -> None:
     """Count rows and tokens per ability, and stop where training would be pointless or wrong.
 
@@ -185,13 +207,18 @@ def audit(
         The limit that training will use.
     skip_broken
         Leave out rows that cannot be read and list them.
+    ignore_fields
+        Fields of the rows that count as absent: a,b.
+    fields
+        Which column is what: prompt=question,response=answer (system, input, messages, history, ability, id).
     """
     from deft.data.audit import audit as audit_examples
     from deft.data.audit import leaks
     from deft.data.show import audit_table
     from deft.prompt.format import encode_example
 
-    examples = read([folder], skip_broken=skip_broken)
+    reading: dict[str, Any] = {"skip_broken": skip_broken, "ignore_fields": ignore_fields, "fields": fields}
+    examples = read([folder], **reading)
     _, chat_format = tokenizer_and_format(model)
     result = audit_examples(
         examples,
@@ -204,7 +231,7 @@ def audit(
     for warning in result.warnings:
         screen.print(f"[yellow]note:[/] {warning}", highlight=False)
     reasons = list(result.stop_reasons)
-    if held_out is not None and (shared := leaks(examples, read([held_out], skip_broken=skip_broken))):
+    if held_out is not None and (shared := leaks(examples, read([held_out], **reading))):
         reasons.append(f"{len(shared)} rows of {held_out} also occur in {folder}; the first: {shared[0].source}")
     if reasons:
         fix = f"mend these rows or take them out; to look at some: deft data show {shlex.quote(str(folder))}"
@@ -381,12 +408,21 @@ def export(
     screen.print(f"[green]✓[/] exported: {result.url or out}", highlight=False)
 
 
-def read(paths: Sequence[Path], *, skip_broken: bool = False, ability: str | None = None) -> Sequence["Example"]:
-    """Read examples, and list on the terminal the rows that were skipped on request."""
-    from deft.data.read import read_examples
-    from deft.data.show import problems_table
+def read(
+    paths: Sequence[Path],
+    *,
+    skip_broken: bool = False,
+    ability: str | None = None,
+    ignore_fields: Sequence[str] = (),
+    fields: Sequence[str] = (),
+) -> Sequence["Example"]:
+    """Read examples; list on the terminal the rows that were skipped on request, and the fields that are not used."""
+    from rich.text import Text
 
-    result = read_examples(paths, skip_broken=skip_broken, ability=ability)
+    from deft.data.read import read_examples
+    from deft.data.show import problems_table, unused_lines
+
+    result = read_examples(paths, skip_broken=skip_broken, ability=ability, ignore_fields=ignore_fields, fields=fields)
     if not result.examples:
         first = result.broken[0]
         raise UserError(
@@ -397,7 +433,21 @@ def read(paths: Sequence[Path], *, skip_broken: bool = False, ability: str | Non
         )
     if result.broken:
         console().print(problems_table(result.broken))
+    for line in unused_lines(result.unused):
+        console().print(Text.assemble(("note: ", "yellow"), line))
     return result.examples
+
+
+def read_configured(config: TrainConfig) -> tuple[Sequence["Example"], Sequence["Example"]]:
+    """Read the rows that `config` names to train and to validate on."""
+    if not config.train:
+        raise UserError("no data to train on was given", fix="give --train FILE_OR_FOLDER, or a recipe that names it")
+    how: dict[str, Any] = {
+        "skip_broken": config.skip_broken,
+        "ignore_fields": config.ignore_fields,
+        "fields": config.fields,
+    }
+    return read(config.train, **how), read(config.valid, **how) if config.valid else []
 
 
 def tokenizer_and_format(model: str) -> tuple[Any, "ChatFormat"]:
@@ -412,10 +462,7 @@ def tokenizer_and_format(model: str) -> tuple[Any, "ChatFormat"]:
 
 def estimate_files(config: TrainConfig, *, num_devices: int, device_memory: str | None) -> None:
     """Read the rows that `config` names, and print what fine-tuning on them would take."""
-    if not config.train:
-        raise UserError("no data to train on was given", fix="give --train FILE_OR_FOLDER, or a recipe that names it")
-    train_examples = read(config.train, skip_broken=config.skip_broken)
-    valid_examples = read(config.valid, skip_broken=config.skip_broken) if config.valid else []
+    train_examples, valid_examples = read_configured(config)
     from deft.train.dryrun import dry_run
 
     dry_run(config, train_examples, valid_examples, console(), num_devices=num_devices, device_memory=device_memory)
@@ -427,10 +474,7 @@ def train_files(config: TrainConfig) -> "TrainResult":
     Raises:
         SystemExit: with 130, if the user stopped the run, so that a script does not take it for finished.
     """
-    if not config.train:
-        raise UserError("no data to train on was given", fix="give --train FILE_OR_FOLDER, or a recipe that names it")
-    train_examples = read(config.train, skip_broken=config.skip_broken)
-    valid_examples = read(config.valid, skip_broken=config.skip_broken) if config.valid else []
+    train_examples, valid_examples = read_configured(config)
     from deft.train.run import train as run_training
 
     screen = console()

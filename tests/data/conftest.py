@@ -173,7 +173,26 @@ CASES = [
         None,
         {},
     ),
+    FormatCase(
+        "dolly",
+        {"instruction": "文中的河叫什么？", "context": "磨坊在湘江边。", "response": "湘江。", "category": "closed_qa"},
+        [("user", "文中的河叫什么？\n磨坊在湘江边。"), ("assistant", "湘江。")],
+        None,
+        {"category": "closed_qa"},
+    ),
     FormatCase("instruction_response", {"instruction": QA[0][1], "response": QA[1][1]}, QA, None, {}),
+    FormatCase(
+        "prompt_completion", {"prompt": QA[0][1], "completion": QA[1][1], "label": True}, QA, None, {"label": True}
+    ),
+    FormatCase(
+        "question_answer",
+        {"context": "磨坊在湘江边。", "question": "什么河？", "answer": "湘江。"},
+        [("user", "磨坊在湘江边。\n什么河？"), ("assistant", "湘江。")],
+        None,
+        {},
+    ),
+    FormatCase("query_answer", {"query": QA[0][1], "answer": QA[1][1]}, QA, None, {}),
+    FormatCase("input_output", {"input": QA[0][1], "output": QA[1][1]}, QA, None, {}),
 ]
 
 

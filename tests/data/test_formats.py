@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 
+from deft.data.fields import NOT_LOSS
 from deft.data.formats import FORMATS, find_format, parse_row, split_belle
 from deft.errors import UserError
 from deft.types import Message, content_id
@@ -97,7 +98,7 @@ def test_foreign_meta_object_stays_one() -> None:
 
 
 BROKEN = [
-    ({"prompt": "问", "completion": "答"}, "the row is in no known format", "keys prompt, completion"),
+    ({"prompt": "问", "reply": "答"}, "the row is in no known format", "keys prompt, reply"),
     ({}, "the row is in no known format", "keys (none)"),
     ([1], "the row is not a JSON object", [1]),
     (alpaca(output=""), "empty reply", None),
@@ -117,8 +118,12 @@ BROKEN = [
     ({"messages": [{"role": "老师", "content": "问"}]}, "unknown role", "老师"),
     ({"messages": [{"role": ["user"], "content": "问"}]}, "unknown role", ["user"]),
     ({"messages": [ASK, {"role": "tool", "content": "3"}]}, "tool calls are not trained yet", "role tool"),
-    ({"messages": [ASK, REPLY], "tools": [{"name": "天气"}]}, "tool calls are not trained yet", "key `tools`"),
-    ({"messages": [ASK, REPLY | {"weight": 0}]}, "a reply is marked as not to be trained (`weight`)", 0),
+    (
+        {"messages": [ASK, REPLY], "tools": [{"name": "天气"}]},
+        "tool calls are not trained yet (`tools`)",
+        [{"name": "天气"}],
+    ),
+    ({"messages": [ASK, REPLY | {"weight": 0}]}, f"{NOT_LOSS} (`weight`)", 0),
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "图"}]}, REPLY]},
         "a part of the content is not text",
@@ -148,6 +153,16 @@ def test_unknown_format_lists_the_known_ones() -> None:
     with pytest.raises(UserError) as caught:
         parse_row({"问题": "1+1"})
     assert caught.value.fix == "the known formats are " + ", ".join(known.name for known in FORMATS)
+
+
+def test_unknown_format_names_the_nearest_one_and_the_flag_that_would_read_it() -> None:
+    with pytest.raises(UserError) as caught:
+        parse_row({"编号": 3, "instruction": "写一首诗", "回答": "床前明月光"})
+    assert caught.value.got == "keys 编号, instruction, 回答"
+    assert caught.value.fix == (
+        "the nearest format is alpaca, for which it lacks output; "
+        "if these are its prompt and reply: --fields prompt=instruction,response=回答"
+    )
 
 
 def test_tool_call_of_a_reply_is_refused() -> None:

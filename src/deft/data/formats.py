@@ -6,23 +6,38 @@ order in which they are tried. What a format does not use stays in `meta` under 
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from deft.data.turns import TOOL_KEYS, ParsedRow, Row, finish, message, no_tool_calls, text, turn, with_system
+from deft.data.fields import check_meanings, is_harmless
+from deft.data.turns import ParsedRow, Row, finish, message, text, turn, turn_rest, with_system
 from deft.errors import UserError
+from deft.types import Message
 
 MARKER = re.compile(r"(Human|Assistant)[ \t]*[:：]")
 MARKER_AT_LINE_START = re.compile(r"^[ \t]*(Human|Assistant)[ \t]*[:：]", re.MULTILINE)
 
 
+REPLIES = ("output", "response", "target", "completion", "answer")
+"""Fields that hold the reply to one question; a format that takes any of them takes the first that is there."""
+MATERIAL = ("passage", "context")
+"""What a question is about. It stands where people put it: after an instruction, before a question."""
+DOIT_FIELDS = ("question_format", "choices", "answer")
+COIG_FIELDS = ("task_type", "domain", "answer_from", "human_verified", "copyright")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Format:
-    """One format: `matches` looks at keys and shapes only, `parse` raises `UserError` where the content is wrong."""
+    """One format: `matches` looks at keys and shapes only, `parse` raises `UserError` where the content is wrong.
+
+    `keys` are those it needs, for the error that names the nearest format.
+    """
 
     name: str
     matches: Callable[[Row], bool]
     parse: Callable[[Row], ParsedRow]
+    keys: tuple[str, ...]
 
 
 def parse_row(row: object) -> ParsedRow:
@@ -31,36 +46,50 @@ def parse_row(row: object) -> ParsedRow:
     Raises:
         UserError: if the row is no JSON object, matches no format, or its content is wrong.
     """
-    if not isinstance(row, dict):
-        raise UserError("the row is not a JSON object", got=row, fix='a row looks like {"messages": […]}')
-    return find_format(row).parse(row)
+    return find_format(row).parse(row)  # type: ignore[arg-type]  # an object, or there is no format
 
 
-def find_format(row: Row) -> Format:
+def find_format(row: object) -> Format:
     """Return the first format that matches the row.
 
     Raises:
-        UserError: listing the row's keys and the known formats.
+        UserError: if it is no JSON object; or listing its keys, the format nearest to them, and the flag that says
+            which column is what.
     """
+    if not isinstance(row, dict):
+        raise UserError("the row is not a JSON object", got=row, fix='a row looks like {"messages": […]}')
     for known in FORMATS:
         if known.matches(row):
             return known
-    names = ", ".join(known.name for known in FORMATS)
+    check_meanings(row)
     keys = ", ".join(row) or "(none)"
-    raise UserError("the row is in no known format", got=f"keys {keys}", fix=f"the known formats are {names}")
+    raise UserError("the row is in no known format", got=f"keys {keys}", fix=advice_for(row))
+
+
+def advice_for(row: Row) -> str:
+    """Say which format a row comes nearest to, what it lacks for it, and how to name its columns instead."""
+    names = {name.strip().lower() for name in row}
+    nearest = max(FORMATS, key=lambda known: len(names & {*known.keys}) / len(known.keys))
+    lacking = [key for key in nearest.keys if key not in names]
+    parts = []
+    if len(lacking) < len(nearest.keys):
+        parts.append(f"the nearest format is {nearest.name}, for which it lacks {' and '.join(lacking) or 'its shape'}")
+    texts = [name for name, value in row.items() if isinstance(value, str) and not is_harmless(name)]
+    if len(texts) > 1:
+        parts.append(f"if these are its prompt and reply: --fields prompt={texts[0]},response={texts[-1]}")
+    return "; ".join(parts) or "the known formats are " + ", ".join(known.name for known in FORMATS)
 
 
 def parse_turns(row: Row, key: str) -> ParsedRow:
     """Parse a list of turns under `key`, each with `role` and `content`, or with `from` and `value`."""
-    for tool_key in TOOL_KEYS:
-        if row.get(tool_key) and row[tool_key] != "[]":
-            raise no_tool_calls(f"key `{tool_key}`")
-    made = []
+    made: list[Message | None] = []
+    rest: dict[str, Any] = {}
     for item in row[key]:
-        has_from = isinstance(item, dict) and "from" in item
-        made.append(turn(item, "from", "value") if has_from else turn(item, "role", "content"))
+        names = ("from", "value") if isinstance(item, dict) and "from" in item else ("role", "content")
+        made.append(turn(item, *names))
+        rest |= {f"{key}[].{name}": value for name, value in turn_rest(item, *names).items() if not is_harmless(name)}
     messages = with_system(row, [one for one in made if one is not None])
-    return finish(row, messages, used=(key, "system"))
+    return finish(row, messages, used=(key,), known=DOIT_FIELDS if is_doit(row) else (), turns=rest)
 
 
 def parse_messages(row: Row) -> ParsedRow:
@@ -75,16 +104,21 @@ def parse_conversations(row: Row) -> ParsedRow:
 
 def parse_swift(row: Row) -> ParsedRow:
     """Parse the `conversation[{human, assistant}]` of Swift, with an optional `system` beside it."""
-    messages = []
+    messages: list[Message] = []
+    rest: dict[str, Any] = {}
     for pair in row["conversation"]:
         messages += [message("user", pair.get("human")), message("assistant", pair.get("assistant"))]
-    return finish(row, with_system(row, messages), used=("conversation", "system"))
+        others = turn_rest(pair, "human", "assistant")
+        check_meanings(others)
+        rest |= {f"conversation[].{name}": value for name, value in others.items() if not is_harmless(name)}
+    return finish(row, with_system(row, messages), used=("conversation",), turns=rest)
 
 
-def parse_question(row: Row, prompt: str, reply: str, addition: str | None = None) -> ParsedRow:
-    """Parse one question and its reply, with optional `system` text and earlier turns in `history[[q, a]]`.
+def parse_question(row: Row, prompt: Sequence[str], replies: Sequence[str], known: Collection[str] = ()) -> ParsedRow:
+    """Parse one question and its reply, with optional system text and earlier turns in `history[[q, a]]`.
 
-    The text under `addition` is put on a new line after the text under `prompt`, where both have any.
+    The texts under `prompt` become one, line after line in their order, what is said twice only once. The reply stands
+    under the first of `replies` that is there.
     """
     messages = []
     history = row.get("history")
@@ -95,36 +129,30 @@ def parse_question(row: Row, prompt: str, reply: str, addition: str | None = Non
             fix = 'it should read ["question", "reply"]'
             raise UserError("an entry of `history` is not a question and a reply", got=pair, fix=fix)
         messages += [message("user", pair[0]), message("assistant", pair[1])]
-    parts = [text(row, key) for key in (prompt, addition) if key is not None]
-    messages.append(message("user", "\n".join(part for part in parts if part.strip())))
-    messages.append(message("assistant", row.get(reply)))
-    used = {prompt, reply, "system", "history"} | ({addition} if addition else set())
-    return finish(row, with_system(row, messages), used=used)
+    parts = [part for part in (text(row, key) for key in prompt) if part.strip()]
+    messages.append(message("user", "\n".join(dict.fromkeys(parts))))
+    reply = next(key for key in replies if key in row)
+    messages.append(message("assistant", row[reply]))
+    return finish(row, with_system(row, messages), used={*prompt, reply, "history"}, known=known)
 
 
-def parse_alpaca(row: Row) -> ParsedRow:
-    """Parse `instruction`, `input`, `output`, as Alpaca, BELLE and COIG-CQIA have them."""
-    return parse_question(row, "instruction", "output", addition="input")
+def question(*prompt: str, reply: Sequence[str] = REPLIES, known: Collection[str] = ()) -> Callable[[Row], ParsedRow]:
+    """Return the parser of rows with one question, out of the texts under `prompt`, and its reply."""
+    return lambda row: parse_question(row, prompt, reply, known)
 
 
-def parse_alpaca_zh(row: Row) -> ParsedRow:
-    """Parse `instruction_zh`, `input_zh`, `output_zh`; the English original, if it is there, goes to meta."""
-    return parse_question(row, "instruction_zh", "output_zh", addition="input_zh")
+def parse_prompt_completion(row: Row) -> ParsedRow:
+    """Parse `prompt` and a reply, both texts, or both lists of messages as TRL has them."""
+    reply = next(key for key in PROMPT_REPLIES if key in row)
+    if not isinstance(row["prompt"], list):
+        return parse_question(row, ("prompt",), (reply,))
+    if not isinstance(row[reply], list):
+        raise UserError(f"`prompt` is a list and `{reply}` is not", got=row[reply], fix="make both texts or both lists")
+    rest = {name: value for name, value in row.items() if name not in ("prompt", reply)}
+    return parse_turns(rest | {"messages": row["prompt"] + row[reply]}, "messages")
 
 
-def parse_firefly(row: Row) -> ParsedRow:
-    """Parse Firefly's `input` and `target`; its `kind` goes to meta."""
-    return parse_question(row, "input", "target")
-
-
-def parse_query_response(row: Row) -> ParsedRow:
-    """Parse `query` and `response`, with `system` and `history`."""
-    return parse_question(row, "query", "response")
-
-
-def parse_instruction_response(row: Row) -> ParsedRow:
-    """Parse `instruction` and `response`, as exports without `conversations` have them."""
-    return parse_question(row, "instruction", "response", addition="input")
+PROMPT_REPLIES = ("completion", "response", "output", "answer", "target")
 
 
 def parse_belle_turns(row: Row) -> ParsedRow:
@@ -133,7 +161,7 @@ def parse_belle_turns(row: Row) -> ParsedRow:
         raise UserError("a multi-turn instruction has an `input` too", got=row["input"], fix="leave the input empty")
     messages = [message(role, content) for role, content in split_belle(row["instruction"])]
     messages.append(message("assistant", row["output"]))
-    return finish(row, with_system(row, messages), used=("instruction", "input", "output", "system"))
+    return finish(row, with_system(row, messages), used=("instruction", "input", "output"))
 
 
 def split_belle(instruction: str) -> list[tuple[str, str]]:
@@ -164,6 +192,11 @@ def split_belle(instruction: str) -> list[tuple[str, str]]:
 def has(*keys: str) -> Callable[[Row], bool]:
     """Return a test for rows that have all these keys."""
     return lambda row: all(key in row for key in keys)
+
+
+def has_reply(*keys: str) -> Callable[[Row], bool]:
+    """Return a test for rows that have all these keys and some reply."""
+    return lambda row: has(*keys)(row) and not row.keys().isdisjoint(REPLIES)
 
 
 def has_list(key: str) -> Callable[[Row], bool]:
@@ -210,19 +243,96 @@ def is_coig_cqia(row: Row) -> bool:
     return "instruction" in row and "output" in row and not row.keys().isdisjoint(own)
 
 
+INSTRUCTION = ("instruction", *MATERIAL, "input", "query", "question")
+
 FORMATS: tuple[Format, ...] = (
-    Format(name="doit", matches=is_doit, parse=parse_messages),
-    Format(name="openai_chat", matches=has_list("messages"), parse=parse_messages),
-    Format(name="magpie", matches=is_magpie, parse=parse_conversations),
-    Format(name="belle_conversations", matches=is_belle_conversation, parse=parse_conversations),
-    Format(name="sharegpt", matches=has_list("conversations"), parse=parse_conversations),
-    Format(name="swift", matches=is_swift, parse=parse_swift),
-    Format(name="query_response", matches=has("query", "response"), parse=parse_query_response),
-    Format(name="firefly", matches=has("input", "target"), parse=parse_firefly),
-    Format(name="belle_multi_turn", matches=is_belle_turns, parse=parse_belle_turns),
-    Format(name="coig_cqia", matches=is_coig_cqia, parse=parse_alpaca),
-    Format(name="alpaca_zh", matches=has("instruction_zh", "output_zh"), parse=parse_alpaca_zh),
-    Format(name="alpaca", matches=has("instruction", "output"), parse=parse_alpaca),
-    Format(name="instruction_response", matches=has("instruction", "response"), parse=parse_instruction_response),
+    Format(name="doit", matches=is_doit, parse=parse_messages, keys=("messages", "type")),
+    Format(name="openai_chat", matches=has_list("messages"), parse=parse_messages, keys=("messages",)),
+    Format(
+        name="magpie",
+        matches=is_magpie,
+        parse=parse_conversations,
+        keys=("conversations", "instruction", "response"),
+    ),
+    Format(
+        name="belle_conversations",
+        matches=is_belle_conversation,
+        parse=parse_conversations,
+        keys=("conversations",),
+    ),
+    Format(name="sharegpt", matches=has_list("conversations"), parse=parse_conversations, keys=("conversations",)),
+    Format(name="swift", matches=is_swift, parse=parse_swift, keys=("conversation",)),
+    Format(
+        name="query_response",
+        matches=has("query", "response"),
+        parse=question("instruction", *MATERIAL, "input", "query", reply=("response",)),
+        keys=("query", "response"),
+    ),
+    Format(
+        name="firefly",
+        matches=has("input", "target"),
+        parse=question("instruction", *MATERIAL, "input", reply=("target",)),
+        keys=("input", "target"),
+    ),
+    Format(
+        name="belle_multi_turn",
+        matches=is_belle_turns,
+        parse=parse_belle_turns,
+        keys=("Human:…Assistant:… in `instruction`", "output"),
+    ),
+    Format(
+        name="coig_cqia",
+        matches=is_coig_cqia,
+        parse=question(*INSTRUCTION, reply=("output",), known=COIG_FIELDS),
+        keys=("instruction", "output", "task_type"),
+    ),
+    Format(
+        name="alpaca_zh",
+        matches=has("instruction_zh", "output_zh"),
+        parse=question("instruction_zh", "input_zh", reply=("output_zh",), known=("instruction", "input", "output")),
+        keys=("instruction_zh", "output_zh"),
+    ),
+    Format(
+        name="alpaca",
+        matches=has("instruction", "output"),
+        parse=question(*INSTRUCTION, reply=("output",)),
+        keys=("instruction", "output"),
+    ),
+    Format(
+        name="dolly",
+        matches=has("instruction", "context", "response"),
+        parse=question(*INSTRUCTION, reply=("response",)),
+        keys=("instruction", "context", "response"),
+    ),
+    Format(
+        name="instruction_response",
+        matches=has_reply("instruction"),
+        parse=question(*INSTRUCTION),
+        keys=("instruction", "response"),
+    ),
+    Format(
+        name="prompt_completion",
+        matches=has_reply("prompt"),
+        parse=parse_prompt_completion,
+        keys=("prompt", "completion"),
+    ),
+    Format(
+        name="question_answer",
+        matches=has_reply("question"),
+        parse=question(*MATERIAL, "input", "question", reply=("answer", *REPLIES)),
+        keys=("question", "answer"),
+    ),
+    Format(
+        name="query_answer",
+        matches=has_reply("query"),
+        parse=question(*MATERIAL, "input", "query", reply=("answer", *REPLIES)),
+        keys=("query", "answer"),
+    ),
+    Format(
+        name="input_output",
+        matches=has_reply("input"),
+        parse=question(*MATERIAL, "input"),
+        keys=("input", "output"),
+    ),
 )
 """Tried in this order. Formats that parse alike have entries of their own, so that a report can name the source."""

@@ -4,7 +4,6 @@ Whether a file is Parquet, one JSON array or JSON Lines is decided from its cont
 out as the `UserError` that says why; what spoils the file as a whole is raised.
 """
 
-import json
 import math
 import re
 import shlex
@@ -96,13 +95,13 @@ def array_rows(path: Path, text: str) -> Iterator[RawRow]:
     Raises:
         UserError: where the array is broken, because nothing says where the next row would begin.
     """
-    decoder, lines = JSONDecoder(), LineCounter(text)
+    decoder, lines = RowDecoder(), LineCounter(text)
     position = skip_space(text, skip_space(text, 0) + 1)
     closed = text.startswith("]", position)
     while not closed:
         line = lines.at(position)
         try:
-            value, position = decoder.raw_decode(text, position)
+            value, position = decoder.row_at(text, position)
         except (ValueError, RecursionError) as error:
             raise in_array(path, getattr(error, "lineno", line), json_fault(error)) from error
         yield line, value
@@ -146,10 +145,40 @@ def in_array(path: Path, line: int, error: UserError) -> UserError:
 
 def parsed(text: str) -> Any:
     """Return the value of one JSON text, or the `UserError` that says why it has none."""
+    decoder = RowDecoder()
     try:
-        return json.loads(text)
+        value = decoder.decode(text)
     except (ValueError, RecursionError) as error:
         return json_fault(error)
+    return decoder.fault or value
+
+
+class RowDecoder(JSONDecoder):
+    """Decodes JSON and notices an object that names a key twice, of which JSON would keep the last without a word."""
+
+    def __init__(self) -> None:
+        super().__init__(object_pairs_hook=self.object_of)
+        self.fault: UserError | None = None
+
+    def object_of(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """Return the object that has these keys and values."""
+        found = dict(pairs)
+        if len(found) < len(pairs) and self.fault is None:
+            seen: set[str] = set()
+            key = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+            self.fault = UserError(
+                f"`{key}` stands twice in one object", got=[v for k, v in pairs if k == key], fix=ONE_KEY
+            )
+        return found
+
+    def row_at(self, text: str, position: int) -> tuple[Any, int]:
+        """Return the value that begins at a position, or the `UserError` that refuses it, and where it ends."""
+        self.fault = None
+        value, end = self.raw_decode(text, position)
+        return self.fault or value, end
+
+
+ONE_KEY = "take one of the two out: nothing says which is meant"
 
 
 def json_fault(error: ValueError | RecursionError) -> UserError:

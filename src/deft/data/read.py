@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deft.data.columns import FieldChoice
+from deft.data.fields import UnusedField, UnusedFields, check_meanings, check_unused, unused_of
 from deft.data.files import find_files
-from deft.data.formats import parse_row
+from deft.data.formats import find_format
 from deft.data.rawrows import raw_rows
 from deft.errors import UserError, shorten
 from deft.types import Example
@@ -25,40 +27,56 @@ class BrokenRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadResult:
-    """What was read, in the order of the files and of the rows in them; `broken` is what was passed over."""
+    """What was read, in the order of the files and of the rows in them; `broken` is what was passed over.
+
+    `unused` counts the fields that no format uses and that are not known to be harmless; they are kept in `meta`.
+    """
 
     examples: tuple[Example, ...]
     broken: tuple[BrokenRow, ...]
     files: tuple[Path, ...]
+    unused: tuple[UnusedField, ...] = ()
 
 
 def read_examples(
-    paths: Iterable[Path | str] | Path | str, *, skip_broken: bool = False, ability: str | None = None
+    paths: Iterable[Path | str] | Path | str,
+    *,
+    skip_broken: bool = False,
+    ability: str | None = None,
+    ignore_fields: Iterable[str] = (),
+    fields: Iterable[str] = (),
 ) -> ReadResult:
     """Read every row of files and folders; `ability` is given to rows that name none.
 
-    `Example.source` is `file:line`, in Parquet `file:row`, counted from 1.
+    `ignore_fields` count as absent, in rows and in messages; `fields` says which column is what, as
+    `["prompt=question", "response=answer"]`. `Example.source` is `file:line`, in Parquet `file:row`, counted from 1.
 
     Raises:
-        UserError: if a file cannot be read, if there is no row at all, or at the first broken row, unless
-            `skip_broken` is set: broken rows are then passed over and listed in the result.
+        UserError: if a file cannot be read, if there is no row at all, if most rows of a format hold text in a field
+            that it does not use, or at the first broken row, unless `skip_broken` is set: broken rows are then passed
+            over and listed in the result.
     """
+    choice = FieldChoice.parse(ignore_fields, fields)
     files = find_files(paths)
     examples: list[Example] = []
     broken: list[BrokenRow] = []
+    unused = UnusedFields()
     for path in files:
-        made, refused = read_file(path, ability=ability)
+        made, refused = read_file(path, choice=choice, ability=ability, unused=unused)
         if refused and not skip_broken:
             raise first_broken(refused, num_rows=len(made) + len(refused))
         examples += made
         broken += refused
     if not examples and not broken:
         raise UserError("there is no row in the data", got=", ".join(map(str, files)), fix="give files with rows")
-    return ReadResult(examples=tuple(examples), broken=tuple(broken), files=files)
+    check_unused(unused.result())
+    return ReadResult(examples=tuple(examples), broken=tuple(broken), files=files, unused=unused.result())
 
 
-def read_file(path: Path, *, ability: str | None = None) -> tuple[list[Example], list[BrokenRow]]:
-    """Read one file; return its examples and its broken rows.
+def read_file(
+    path: Path, *, choice: FieldChoice, ability: str | None, unused: UnusedFields
+) -> tuple[list[Example], list[BrokenRow]]:
+    """Read one file; return its examples and its broken rows, and count the fields that are not used.
 
     Raises:
         UserError: if the file cannot be read as a whole.
@@ -69,23 +87,41 @@ def read_file(path: Path, *, ability: str | None = None) -> tuple[list[Example],
         try:
             if isinstance(value, UserError):
                 raise value
-            examples.append(make_example(value, source=source, ability=ability))
+            examples.append(make_example(value, source=source, ability=ability, choice=choice, unused=unused))
         except UserError as error:
             got = None if error.got is None else shorten(error.got)
             broken.append(BrokenRow(source=source, reason=error.what, got=got, fix=error.fix))
     return examples, broken
 
 
-def make_example(row: Any, *, source: str = "", ability: str | None = None) -> Example:
-    """Make the example of one row (a JSON value).
+def make_example(
+    row: Any,
+    *,
+    source: str = "",
+    ability: str | None = None,
+    choice: FieldChoice | None = None,
+    unused: UnusedFields | None = None,
+) -> Example:
+    """Make the example of one row (a JSON value), as `choice` says; count in `unused` the fields that are not used.
 
     Raises:
         UserError: if the row is in no known format, or its content is wrong.
     """
+    rest: dict[str, Any] = {}
     if isinstance(row, dict):
         check_values(row)
-    parsed = parse_row(row)
-    return Example.create(parsed.messages, ability=parsed.ability or ability, source=source, meta=parsed.meta)
+        if choice is not None:
+            row, rest = choice.apply(row)
+    known = find_format(row)
+    parsed = known.parse(row)
+    check_meanings(rest)
+    made = Example.create(
+        parsed.messages, ability=parsed.ability or ability, source=source, meta=rest | dict(parsed.meta)
+    )
+    if unused is not None:
+        contents = [message.content for message in parsed.messages]
+        unused.count(known.name, parsed.unused | unused_of(rest, contents), source)
+    return made
 
 
 def check_values(row: dict[str, Any]) -> None:

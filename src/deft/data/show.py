@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deft.data.audit import NO_ABILITY, AbilityAudit, Audit, reasons
+from deft.data.fields import UnusedField
 from deft.data.read import BrokenRow
 from deft.errors import visible
 
@@ -70,6 +71,14 @@ def audit_table(audit: Audit, lang: Literal["en", "zh"] = "en") -> Table:
             cells.append(reasons(one))
         table.add_row(*map(Text, cells), style="bold" if one is audit.total else None)
     return table
+
+
+def unused_lines(unused: Sequence[UnusedField], limit: int = 8) -> list[str]:
+    """Return a line for each field that is not used, those beyond `limit` in one."""
+    shown = [visible(str(one)) for one in unused[:limit]]
+    if len(unused) > limit:
+        shown.append(f"and {len(unused) - limit} further fields")
+    return shown
 
 
 def problems_table(broken: Sequence[BrokenRow]) -> Table:

@@ -3,9 +3,10 @@
 import json
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from deft.data.fields import MEANINGS, check_meanings, unused_of
 from deft.errors import UserError
 from deft.types import Message, Role, check_conversation, content_id
 
@@ -18,13 +19,17 @@ ROLE_NAMES: dict[str, Role] = {
     "human": "user",
     "assistant": "assistant",
     "gpt": "assistant",
+    "chatgpt": "assistant",
     "bot": "assistant",
+    "chatbot": "assistant",
+    "ai": "assistant",
+    "model": "assistant",
 }
 TOOL_ROLES = frozenset(
     {"tool", "function", "function_call", "function_response", "observation", "ipython", "tool_call", "tool_response"}
 )
-TOOL_KEYS = ("tools", "functions")
-CHAT_KEYS = frozenset({"id", "messages", "type", "ability", "meta", "system", *TOOL_KEYS})
+SYSTEM_KEYS = ("system", "system_prompt", "system_message")
+CHAT_KEYS = frozenset({"id", "messages", "type", "ability", "meta", *SYSTEM_KEYS, *MEANINGS})
 """The keys that mean something in a row with `messages`; `write_examples` packs such keys of `meta` away."""
 
 OWN_ID = re.compile(r"[0-9a-f]{16}")
@@ -32,11 +37,15 @@ OWN_ID = re.compile(r"[0-9a-f]{16}")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParsedRow:
-    """What a format makes of one row: a conversation that ends with a reply, its ability, and all the rest."""
+    """What a format makes of one row: a conversation that ends with a reply, its ability, and all the rest.
+
+    `unused` is the part of the rest that a user should hear of (`fields.unused_of`).
+    """
 
     messages: tuple[Message, ...]
     ability: str | None
     meta: dict[str, Any]
+    unused: dict[str, Any] = field(default_factory=dict)
 
 
 def text(row: Row, key: str) -> str:
@@ -70,6 +79,10 @@ def message(role: Any, content: Any) -> Message:
     return Message(role=ROLE_NAMES[name], content=content or "")
 
 
+LOSS_FLAGS = ("train", "trainable", "weight", "loss", "loss_weight", "loss_mask", "loss_scale", "masked")
+"""Flags that mean nothing on messages which are not replies: those are never trained."""
+
+
 def no_tool_calls(got: object) -> UserError:
     """Return the error for rows that hold tool calls."""
     return UserError("tool calls are not trained yet", got=got, fix="leave rows with tools out")
@@ -93,10 +106,8 @@ def joined_parts(content: Any) -> Any:
 def turn(item: Any, role_key: str, content_key: str) -> Message | None:
     """Make a message of one turn, or None of a system turn without text.
 
-    Fields of a turn beside role and content (a name, a time) are not kept.
-
     Raises:
-        UserError: for tool calls, for a reply marked as not to be trained, and for what `message` refuses.
+        UserError: for tool calls, for a field that changes what the turn means, and for what `message` refuses.
     """
     if not isinstance(item, dict) or role_key not in item:
         raise UserError(f"a turn has no `{role_key}`", got=item, fix=f'a turn looks like {{"{role_key}": "user", …}}')
@@ -106,37 +117,48 @@ def turn(item: Any, role_key: str, content_key: str) -> Message | None:
     if role in ("system", "developer") and (content is None or (isinstance(content, str) and not content.strip())):
         return None
     made = message(role, content)
-    for mark in ("weight", "loss"):
-        if made.role == "assistant" and item.get(mark) is not None and not item[mark]:
-            fix = "replies are all trained: take the mark or the row out"
-            raise UserError(f"a reply is marked as not to be trained (`{mark}`)", got=item[mark], fix=fix)
+    rest = turn_rest(item, role_key, content_key)
+    check_meanings(rest if made.role == "assistant" else {n: v for n, v in rest.items() if n not in LOSS_FLAGS})
     return made
 
 
+def turn_rest(item: Row, role_key: str, content_key: str) -> dict[str, Any]:
+    """Return the fields of a turn besides its role and content."""
+    return {name: value for name, value in item.items() if name not in (role_key, content_key)}
+
+
 def with_system(row: Row, messages: list[Message]) -> list[Message]:
-    """Put the row's own `system` text, if it has any, before the messages.
+    """Put the row's own system text, if it has any, before the messages.
 
     Raises:
-        UserError: if the messages already begin with another system message.
+        UserError: if the row has another system text as well.
     """
-    if not text(row, "system").strip():
-        return messages
-    system = message("system", row["system"])
-    if messages and messages[0] == system:
-        return messages
-    if messages and messages[0].role == "system":
-        raise UserError("the row has two system messages", got=system.content, fix="keep one of them")
-    return [system, *messages]
+    for key in SYSTEM_KEYS:
+        if not text(row, key).strip():
+            continue
+        system = message("system", row[key])
+        if not messages or messages[0].role != "system":
+            messages = [system, *messages]
+        elif messages[0] != system:
+            raise UserError("the row has two system messages", got=system.content, fix="keep one of them")
+    return messages
 
 
-def finish(row: Row, messages: list[Message], used: Collection[str]) -> ParsedRow:
+def finish(
+    row: Row, messages: list[Message], used: Collection[str], *, known: Collection[str] = (), turns: Row | None = None
+) -> ParsedRow:
     """Check the conversation, and sort the keys that are not `used` into ability and meta.
 
+    `known` are fields that the format has beside the conversation; `turns` holds those of single turns.
+
     Raises:
-        UserError: if the messages are no conversation that ends with a reply, or the ability is not text.
+        UserError: if the messages are no conversation that ends with a reply, the ability is not text, or a field
+            changes what the row means.
     """
     check_conversation(messages, ends_with="assistant")
+    used = {*used, *SYSTEM_KEYS}
     rest = {key: value for key, value in row.items() if key not in used}
+    check_meanings(rest)
     packed = packed_meta(rest) if "messages" in used else None
     if packed is not None:
         del rest["meta"]
@@ -144,7 +166,15 @@ def finish(row: Row, messages: list[Message], used: Collection[str]) -> ParsedRo
     row_id = rest.pop("id", None)
     if row_id is not None and row_id != content_id(messages):
         rest["id" if "row_id" in rest else "row_id"] = row_id
-    return ParsedRow(messages=tuple(messages), ability=ability, meta=rest | (packed or {}))
+    contents = [message.content for message in messages]
+    is_ours = "messages" in used and isinstance(row_id, str) and OWN_ID.fullmatch(row_id)
+    unused = {} if is_ours else unused_of(rest, contents, known)
+    return ParsedRow(
+        messages=tuple(messages),
+        ability=ability,
+        meta=rest | (packed or {}),
+        unused=unused | unused_of(turns or {}, contents),
+    )
 
 
 def packed_meta(rest: Row) -> dict[str, Any] | None:

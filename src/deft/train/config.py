@@ -85,6 +85,10 @@ class TrainConfig:
     """How many checkpoints to keep, besides the best one."""
     skip_broken: bool = False
     """Leave out rows that cannot be read, instead of stopping at the first."""
+    ignore_fields: tuple[str, ...] = ()
+    """Fields of the rows that count as absent, such as a,b."""
+    fields: tuple[str, ...] = ()
+    """Which column of the rows is what, such as prompt=question,response=answer."""
     resume_training: bool = False
     """Continue the newest unfinished run of `output_dir` that has the same settings and data."""
     allow_changed: tuple[str, ...] = ()

@@ -1,0 +1,110 @@
+"""What a user decides by hand of a row's fields: which do not count, and which column is the prompt or the reply.
+
+In: `--ignore-fields` and `--fields`, and a row. Out: the row as a known format has it, and the fields that are left.
+"""
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from deft.errors import UserError, did_you_mean
+
+TARGETS = {
+    "system": "system",
+    "prompt": "instruction",
+    "input": "input",
+    "response": "output",
+    "messages": "messages",
+    "history": "history",
+    "ability": "type",
+    "id": "id",
+}
+"""What a column can be named as by `--fields`, and the field of a known format that it then stands in for."""
+CONVERSATION = frozenset({"prompt", "input", "response", "messages"})
+"""Targets that make the conversation: where one is named, no other column is taken for a part of it."""
+STANDING = ("system", "system_prompt", "system_message", "history", "type", "ability", "id")
+"""Fields that keep their meaning beside a conversation out of named columns."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FieldChoice:
+    """`ignored` fields count as absent, in rows and in messages; `columns` gives each target its columns.
+
+    Several columns of one target make one text, line after line.
+    """
+
+    ignored: frozenset[str] = frozenset()
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, ignore_fields: Iterable[str] = (), fields: Iterable[str] = ()) -> "FieldChoice":
+        """Read `a,b` and `prompt=title+question,response=answer`, as the two flags have them.
+
+        Raises:
+            UserError: for a target that is none or is named twice, or a prompt without a response.
+        """
+        ignored = [name.strip() for one in ignore_fields for name in one.split(",") if name.strip()]
+        columns: dict[str, tuple[str, ...]] = {}
+        for pair in (one for text in fields for one in text.split(",") if one.strip()):
+            target, _, names = (part.strip() for part in pair.partition("="))
+            found = tuple(name.strip() for name in names.split("+") if name.strip())
+            if not found:
+                raise UserError(
+                    "--fields wants TARGET=COLUMN", got=pair, fix="--fields prompt=question,response=answer"
+                )
+            if target not in TARGETS:
+                raise UserError("--fields does not know this target", got=target, fix=did_you_mean(target, TARGETS))
+            if target in columns:
+                fix = f"join the columns: {target}={'+'.join((*columns[target], *found))}"
+                raise UserError("--fields names a target twice", got=pair, fix=fix)
+            columns[target] = found
+        asked = columns.keys() & CONVERSATION
+        if asked and "messages" not in asked and not {"prompt", "response"} <= asked:
+            fix = "--fields prompt=question,response=answer"
+            raise UserError("--fields needs a prompt and a response", got=", ".join(sorted(asked)), fix=fix)
+        return cls(ignored=frozenset(ignored), columns=columns)
+
+    def apply(self, row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the row as a known format has it, and the fields that stay outside of it.
+
+        Raises:
+            UserError: if the row lacks a column that is named, or text is asked of one that holds none.
+        """
+        row = without(row, self.ignored)
+        if not self.columns:
+            return row, {}
+        named = {TARGETS[target]: self.value(row, columns) for target, columns in self.columns.items()}
+        gone = {column for columns in self.columns.values() for column in columns}
+        rest = {name: value for name, value in row.items() if name not in gone}
+        if not self.columns.keys() & CONVERSATION:
+            return rest | named, {}
+        standing = {name: rest.pop(name) for name in STANDING if name in rest and name not in named}
+        return standing | named, rest
+
+    def value(self, row: Mapping[str, Any], columns: Sequence[str]) -> Any:
+        """Return what the columns of one target hold.
+
+        Raises:
+            UserError: if one is missing, or one of several is no text.
+        """
+        for column in columns:
+            if column not in row:
+                near = difflib.get_close_matches(column, row, n=1)
+                advice = f"did you mean {near[0]!r}? " if near else ""
+                fix = f"{advice}the row has: {', '.join(row) or 'nothing'}"
+                raise UserError("the row lacks a column that --fields names", got=column, fix=fix)
+            if len(columns) > 1 and not isinstance(row[column], str | None):
+                fix = "name columns of text, or leave the row out"
+                raise UserError(f"`{column}` is not text", got=row[column], fix=fix)
+        values = [row[column] for column in columns]
+        return values[0] if len(values) == 1 else "\n".join(one for one in values if one and one.strip())
+
+
+def without(value: Any, ignored: Collection[str]) -> Any:
+    """Return a row, and the messages in it, without the fields of these names."""
+    if not ignored:
+        return value
+    if isinstance(value, Mapping):
+        return {name: without(inner, ignored) for name, inner in value.items() if name not in ignored}
+    return [without(inner, ignored) for inner in value] if isinstance(value, list) else value

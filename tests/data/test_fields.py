@@ -1,0 +1,226 @@
+"""What a row says is used, or told: fields that a format does not use are harmless, refused by name, or counted."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deft.data.columns import FieldChoice
+from deft.data.fields import holds_text, is_harmless, unused_of
+from deft.data.read import make_example, read_examples
+from deft.data.write import write_examples
+from deft.errors import UserError
+from deft.types import Example, Message
+
+Write = Callable[..., Path]
+ASK = {"role": "user", "content": "蜘蛛有几条腿？"}
+ALPACA = {"instruction": "写一首诗", "input": "", "output": "床前明月光"}
+
+
+def said(row: dict[str, Any], **options: Any) -> list[str]:
+    return [message.content for message in make_example(row, **options).messages]
+
+
+def chat(**mark: Any) -> dict[str, Any]:
+    again = {"role": "user", "content": "你确定吗？"}
+    replies = [{"role": "assistant", "content": "六条。"} | mark, {"role": "assistant", "content": "不，八条。"}]
+    return {"messages": [ASK, replies[0], again, replies[1]]}
+
+
+PROMPTS = [
+    ({"instruction": "河名？", "context": "磨坊在湘江边。", "response": "湘江"}, ["河名？\n磨坊在湘江边。", "湘江"]),
+    ({"instruction": "译成法语", "input": "河", "target": "la rivière"}, ["译成法语\n河", "la rivière"]),
+    ({"instruction": "译成英语", "query": "河", "response": "river"}, ["译成英语\n河", "river"]),
+    (
+        {"instruction": "按文回答", "passage": "磨坊在湘江边。", "question": "哪条河？", "output": "湘江"},
+        ["按文回答\n磨坊在湘江边。\n哪条河？", "湘江"],
+    ),
+    ({"passage": "磨坊在湘江边。", "question": "哪条河？", "output": "湘江"}, ["磨坊在湘江边。\n哪条河？", "湘江"]),
+    (ALPACA | {"system_prompt": "你是海盗"}, ["你是海盗", "写一首诗", "床前明月光"]),
+    (
+        {
+            "conversations": [{"from": "HUMAN", "value": "你好"}, {"from": "ChatGPT", "value": "你好！"}],
+            "system_prompt": "你是海盗",
+        },
+        ["你是海盗", "你好", "你好！"],
+    ),
+    ({"prompt": [ASK], "completion": [{"role": "Model", "content": "八条。"}]}, ["蜘蛛有几条腿？", "八条。"]),
+    ({"question": "一加一？", "answer": "二", "id": 7}, ["一加一？", "二"]),
+    (ALPACA | {"query": "写一首诗"}, ["写一首诗", "床前明月光"]),
+]
+
+
+@pytest.mark.parametrize(("row", "contents"), PROMPTS, ids=[", ".join(row) for row, _ in PROMPTS])
+def test_every_part_of_a_prompt_reaches_the_model(row: dict[str, Any], contents: list[str]) -> None:
+    assert said(row) == contents
+
+
+MARKS = [
+    (ALPACA | {"label": False}, "label"),
+    (ALPACA | {"kto_tag": "false"}, "kto_tag"),
+    (chat() | {"images": ["车.jpg"]}, "images"),
+    (ALPACA | {"image": "车.jpg"}, "image"),
+    (ALPACA | {"audios": ["声.wav"]}, "audios"),
+    (ALPACA | {"tools": [{"name": "天气"}]}, "tools"),
+    ({"query": "晴吗？", "response": "晴", "available_tools": '[{"name": "天气"}]'}, "available_tools"),
+    ({"conversation": [{"human": "你好", "assistant": "你好！"}], "tools": "[{}]"}, "tools"),
+    ({"conversation": [{"human": "你好", "assistant": "你好！", "loss_weight": 0.5}]}, "loss_weight"),
+    (chat(train=False), "train"),
+    (chat(trainable="False"), "trainable"),
+    (chat(masked=True), "masked"),
+    (chat(loss=False), "loss"),
+    (chat(loss_mask=0), "loss_mask"),
+    (chat(loss_scale=0.0), "loss_scale"),
+    (chat(weight=0.1), "weight"),
+    (ALPACA | {"weight": 0.5}, "weight"),
+    (ALPACA | {"output_with_loss": [True, False]}, "output_with_loss"),
+    (chat(reasoning_content="想一想"), "reasoning_content"),
+    (ALPACA | {"thinking": "想一想"}, "thinking"),
+    ({"prompt": "一加一？", "chosen": "二", "rejected": "三"}, "chosen"),
+    ({"conversation": [{"human": "你好", "assistant": "你好！"}], "history": [["甲", "乙"]]}, "history"),
+]
+
+
+@pytest.mark.parametrize(("row", "name"), MARKS, ids=[f"{n}-{name}" for n, (_, name) in enumerate(MARKS)])
+def test_a_mark_that_changes_what_a_row_means_is_refused_by_name(row: dict[str, Any], name: str) -> None:
+    with pytest.raises(UserError) as caught:
+        make_example(row)
+    assert f"(`{name}`)" in caught.value.what
+    assert f"--ignore-fields {name}" in str(caught.value.fix)
+    if name != "chosen":  # without it there is no reply at all
+        assert make_example(row, choice=FieldChoice.parse([name])).messages
+
+
+NEUTRAL = [
+    ALPACA | {"label": True, "kto_tag": None, "images": [], "tools": "[]", "weight": 1.0, "history": []},
+    ALPACA | {"loss": 2.31},
+    chat(train=True, masked=False, weight=1, loss=True, loss_scale=None, reasoning_content=""),
+]
+
+
+@pytest.mark.parametrize("row", NEUTRAL, ids=["rows", "a measured loss", "messages"])
+def test_marks_that_say_nothing_are_no_fault(row: dict[str, Any]) -> None:
+    assert said(row)
+
+
+def test_messages_that_are_not_replies_carry_no_loss_anyway() -> None:
+    row = {"messages": [ASK | {"train": False, "weight": 0}, {"role": "assistant", "content": "八条。"}]}
+    assert said(row) == ["蜘蛛有几条腿？", "八条。"]
+
+
+@pytest.mark.parametrize("as_array", [False, True])
+def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path: Path, as_array: bool) -> None:
+    good = json.dumps(ALPACA, ensure_ascii=False)
+    twice = '{"instruction": "问", "output": "甲", "output": "乙"}'
+    path = tmp_path / "数据.jsonl"
+    path.write_text(f"[{good},\n{twice},\n{good}]" if as_array else f"{good}\n{twice}\n{good}\n", encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        read_examples(path)
+    assert (caught.value.what, caught.value.where) == ("`output` stands twice in one object", f"{path}:2")
+    result = read_examples(path, skip_broken=True)
+    assert (len(result.examples), len(result.broken)) == (2, 1)
+
+
+def test_text_in_most_rows_that_nothing_uses_stops_the_reading(write_lines: Write) -> None:
+    path = write_lines([ALPACA | {"提示": "押韵"}, ALPACA | {"提示": "不押韵"}, ALPACA])
+    with pytest.raises(UserError) as caught:
+        read_examples(path)
+    assert caught.value.what.startswith("most rows hold text in `提示`, which the format alpaca does not use")
+    assert (caught.value.where, caught.value.got) == (f"{path}:1", "押韵")
+    assert "input=提示" in str(caught.value.fix) and "--ignore-fields 提示" in str(caught.value.fix)
+    ignored = read_examples(path, ignore_fields=["提示,别的"])
+    assert ignored.unused == () and dict(ignored.examples[0].meta) == {}
+    mapped = read_examples(path, fields=["prompt=instruction+提示", "response=output"], skip_broken=True)
+    assert mapped.examples[1].messages[0].content == "写一首诗\n不押韵"
+    assert mapped.broken[0].reason == "the row lacks a column that --fields names"
+
+
+def test_fields_in_few_rows_or_without_text_are_counted_with_an_example(write_lines: Write) -> None:
+    rows = [ALPACA | {"难易": n} for n in range(4)] + [ALPACA | {"提示": "押韵", "来": {"网": ["甲"]}}]
+    rows += [
+        {"conversations": [{"from": "human", "value": "你好", "心情": "好"}, {"from": "assistant", "value": "嗯"}]}
+    ]
+    rows += [{"conversations": [{"from": "human", "value": "你好"}, {"from": "assistant", "value": "嗯"}]}] * 2
+    result = read_examples(write_lines(rows))
+    counted = [
+        (one.format, one.name, one.num_rows, one.num_text, one.format_rows, one.example) for one in result.unused
+    ]
+    assert sorted(counted) == [
+        ("alpaca", "提示", 1, 1, 5, "押韵"),
+        ("alpaca", "来", 1, 1, 5, "{'网': ['甲']}"),
+        ("alpaca", "难易", 3, 0, 5, "1"),  # 0 says as little as nothing at all
+        ("belle_conversations", "conversations[].心情", 1, 1, 3, "好"),
+    ]
+    assert "in 1 of 5 rows" in str(result.unused[0]) or "in 1 of 3 rows" in str(result.unused[0])
+
+
+def test_what_only_repeats_the_conversation_is_harmless(write_lines: Write) -> None:
+    rendered = "Below is an instruction.\n### Instruction:\n写一首诗\n### Response:\n床前明月光"
+    assert read_examples(write_lines([ALPACA | {"text": rendered, "prompt": rendered}])).unused == ()
+    lines = [ALPACA | {"prompt": "另写一首"}]
+    with pytest.raises(UserError, match="most rows hold text in `prompt`"):
+        read_examples(write_lines(lines))
+
+
+@pytest.mark.parametrize(
+    "name", ["id", "conversation_id", "Source", "quality_score", "num_turns", "", "_split", "lang"]
+)
+def test_names_that_say_something_about_a_row_only(name: str) -> None:
+    assert is_harmless(name)
+    assert unused_of({name: "甲"}, []) == {}
+
+
+@pytest.mark.parametrize("name", ["hint", "context2", "提示", "persona", "passage", "rationale", "answer"])
+def test_names_that_may_be_a_part_of_the_prompt(name: str) -> None:
+    assert unused_of({name: "甲"}, []) == {name: "甲"}
+
+
+def test_numbers_days_and_flags_in_quotes_are_no_text() -> None:
+    assert not any(map(holds_text, ["", " ", "3.5", "2024-05-01", "True", None, 4, [], {"甲": ["1"]}]))
+    assert all(map(holds_text, ["甲", ["", "乙"], {"丙": {"丁": "戊"}}]))
+
+
+def test_named_columns_make_the_conversation_and_the_rest_is_told(write_lines: Write) -> None:
+    path = write_lines([{"题目": "一加一？", "解答": "二", "instruction": "不是题目", "人设": "老师", "id": "甲"}])
+    with pytest.raises(UserError, match="most rows hold text in `instruction`"):
+        read_examples(path, fields=["prompt=题目,response=解答,system=人设"])
+    [row] = read_examples(
+        path, fields=["prompt=题目", "response=解答", "system=人设"], ignore_fields=["instruction"]
+    ).examples
+    assert [message.content for message in row.messages] == ["老师", "一加一？", "二"]
+    assert dict(row.meta) == {"row_id": "甲"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        (["prompt"], "--fields wants TARGET=COLUMN"),
+        (["promt=题目"], "--fields does not know this target"),
+        (["prompt=题目", "prompt=问"], "--fields names a target twice"),
+        (["prompt=题目"], "--fields needs a prompt and a response"),
+    ],
+)
+def test_a_wrong_mapping_is_told_before_anything_is_read(fields: list[str], what: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_examples("没有这个文件", fields=fields)
+    assert caught.value.what == what and caught.value.fix
+
+
+def test_what_deft_wrote_is_read_again_without_a_word(write_lines: Write, tmp_path: Path) -> None:
+    rows = [ALPACA, ALPACA, ALPACA | {"提示": "押韵"}]
+    first = read_examples(write_lines(rows)).examples
+    write_examples(tmp_path / "出.jsonl", first[2:])
+    again = read_examples(tmp_path / "出.jsonl")
+    assert again.unused == () and again.examples[0].meta == {"提示": "押韵"}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_meta_of_any_name_comes_back(tmp_path: Path, suffix: str) -> None:
+    messages = [Message(role="user", content="问"), Message(role="assistant", content="答")]
+    meta = {"label": False, "images": ["图"], "system_prompt": "甲", "weight": 0.5}
+    written = Example.create(messages, meta=meta)
+    write_examples(tmp_path / f"出{suffix}", [written])
+    [read] = read_examples(tmp_path / f"出{suffix}").examples
+    assert (read.messages, dict(read.meta)) == (written.messages, meta)
