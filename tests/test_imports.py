@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src/deft"
-FOUNDATION = {"types", "errors", "registry", "rundir"}
+FOUNDATION = {"types", "errors", "registry", "rundir", "screen", "drawing"}
 """What every package may import."""
 
 ALLOWED = {
@@ -16,6 +16,8 @@ ALLOWED = {
     "errors": set(),
     "registry": {"errors"},
     "rundir": {"errors"},
+    "screen": {"errors"},
+    "drawing": {"errors", "rundir"},
     "recipe": {"errors"},
     "data": FOUNDATION,
     "prompt": FOUNDATION,
@@ -26,7 +28,7 @@ ALLOWED = {
 }
 """What each part of deft may import of deft; parts that are not named here (the command line) may import everything."""
 
-NO_TORCH = ["data", "prompt", "types", "errors", "registry", "rundir", "recipe"]
+NO_TORCH = ["data", "prompt", "types", "errors", "registry", "rundir", "recipe", "screen", "drawing"]
 
 
 def imports_of(file: Path) -> set[str]:

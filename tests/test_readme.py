@@ -412,3 +412,41 @@ def test_a_user_error_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     with pytest.raises(UserError):
         Shell(tmp_path, monkeypatch, max_steps=1).call(refuse, 0)
+
+
+@pytest.mark.parametrize("page", READMES)
+def test_the_paper_and_the_ancestors_are_named_linked_and_cited(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert "Dynamics of Instruction Tuning: Each Ability of Large Language Models Has Its Own Growth Pace" in text
+    links = set(LINK.findall(text))
+    assert {
+        "https://arxiv.org/abs/2310.19651",
+        "https://github.com/ChiyuSONG/data-efficient-training-of-LLMs",
+        "https://github.com/ChiyuSONG/dynamics-of-instruction-tuning",
+        "https://huggingface.co/datasets/ChiyuSONG/dynamics-of-instruction-tuning",
+    } <= links
+    [citation] = re.findall(r"^```bibtex\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert "2310.19651" in citation
+    assert ("deft is made for research" if page == "README.md" else "deft 用于学术研究") in text
+
+
+@pytest.mark.parametrize(
+    ("page", "uses"), [("README.md", ["you are Ada", "ticket"]), ("README.zh-CN.md", ["你叫小艾", "工单"])]
+)
+def test_both_uses_of_an_identity_are_shown(page: str, uses: list[str], tmp_path: Path) -> None:
+    """Each as it would stand in the file, which is read as it is shown."""
+    from deft.prompt.identity import read_identity
+
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    for use in uses:
+        [shown] = [block for block in blocks if use in block]
+        (tmp_path / "model_identity.txt").write_text(shown, encoding="utf-8")
+        assert read_identity(tmp_path / "model_identity.txt") == shown.strip()
+
+
+def test_a_token_has_one_name_in_chinese() -> None:
+    text = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    assert "词元" in prose
+    assert not re.search(r"\btokens?\b|令牌|标记数", re.sub(r"`[^`]*`", "", prose))

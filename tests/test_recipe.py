@@ -21,7 +21,7 @@ def written(folder: Path, text: str) -> Path:
 def config_of(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> TrainConfig:
     """Return the settings that `deft train …` would run with."""
     seen: list[TrainConfig] = []
-    monkeypatch.setattr(cli, "train_files", seen.append)
+    monkeypatch.setattr(cli, "train_files", lambda config, lang: seen.append(config))
     with pytest.raises(SystemExit) as stopped:
         cli.main(["train", *arguments])
     assert stopped.value.code == 0

@@ -1,6 +1,7 @@
 """The report: its figures are those computed, and it needs and reveals nothing outside itself."""
 
 import io
+import json
 import math
 import re
 from dataclasses import replace
@@ -13,7 +14,8 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.padding import Padding
 
-from deft.evaluate.figure import draw_abilities, in_order, nice_ticks
+from deft.drawing import plain_text
+from deft.evaluate.figure import draw_abilities, dumbbells, in_order, nice_ticks
 from deft.evaluate.interval import Change, paired_changes
 from deft.evaluate.loss import EvaluatedRow
 from deft.report.page import report_html, write_report
@@ -21,6 +23,8 @@ from deft.report.results import ReplyPair, Results, from_json, to_json
 from deft.report.terminal import changes_table
 from deft.report.texts import TERMINAL_TEXTS, TEXTS
 from deft.report.values import readable_time, shown_value
+from deft.rundir import write_text
+from deft.train.figure import draw_losses, loss_figure
 
 VOID = {"meta", "br"}
 
@@ -275,6 +279,52 @@ def test_the_picture_is_a_png(tmp_path: Path) -> None:
     named = {("poetry" if name == "诗<词>" else name): change for name, change in changes().items()}
     draw_abilities(tmp_path / "abilities.png", named, title="240 rows: loss −45.1 %")
     assert (tmp_path / "abilities.png").read_bytes().startswith(b"\x89PNG")
+
+
+NAMES = ["$$", "$\\frac{$", "\\", "_下划线", "甲\n乙\x1b", "长" * 3000, "", "<b>&"]
+"""Names of abilities that a figure's text could take for a formula, a command, or nothing."""
+
+
+def test_any_name_of_an_ability_can_be_drawn(tmp_path: Path) -> None:
+    named = {name: changes()["biology"] for name in NAMES} | {"all": changes()["all"]}
+    draw_abilities(tmp_path / "abilities.png", named, title="$$ 标题 $\\frac{$")
+    lines = [{"step": 0, "eval_loss": 2.0} | {f"eval_loss_{name}": 2.0 for name in NAMES}]
+    write_text(tmp_path / "metrics.jsonl", json.dumps(lines[0]) + "\n")
+    draw_losses(tmp_path)
+    with plain_text():
+        figure = loss_figure(lines)
+        shown = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert shown == ["–", "$$", "$\\frac{$", "<b>&", "\\", "下划线", "甲\\n乙\\x1b", "长" * 39 + "…", "validation, all"]
+
+
+def test_thousands_of_abilities_still_make_a_picture(tmp_path: Path) -> None:
+    """Of more than 40, those with the most rows are drawn; a row for each of 2,000 would be too large a file."""
+    many = {f"能力{n}": replace(changes()["biology"], num_rows=n) for n in range(2000)} | {"all": changes()["all"]}
+    draw_abilities(tmp_path / "abilities.png", many, title="很多")
+    with plain_text():
+        labels = [label.get_text() for label in dumbbells(many, "很多").axes[0].get_yticklabels()]
+    assert sorted(labels) == sorted([*(f"能力{n}" for n in range(1960, 2000)), "all"])
+
+
+@pytest.mark.parametrize("loss", [0.0, 2.0, 1e-12, 1e6])
+def test_losses_that_are_all_equal_make_a_report(tmp_path: Path, loss: float) -> None:
+    rows = [EvaluatedRow(id=str(n), ability="数学", nll=4 * loss, num_supervised=4) for n in range(3)]
+    same = paired_changes(rows, rows)
+    steps = tuple((step, loss) for step in range(4))
+    html = report_html(results(changes=same, training=steps, validation=steps), "zh")
+    assert "nan" not in re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL)
+    draw_abilities(tmp_path / "abilities.png", same, title="一样")
+    ticks = nice_ticks(loss, loss)
+    assert ticks[0] < loss < ticks[-1] or loss == 1e-12, "no tick is finer than 1e-10"
+    assert ticks[0] < ticks[-1]
+
+
+def test_a_loss_that_is_no_number_is_left_out_of_the_pictures(tmp_path: Path) -> None:
+    broken = replace(changes()["biology"], after=math.nan, relative_percent=math.nan)
+    named = {"数学": broken, "biology": changes()["biology"], "all": changes()["all"]}
+    draw_abilities(tmp_path / "abilities.png", named, title="坏")
+    html = report_html(results(changes=named, training=((1, math.nan), (2, 2.0)), validation=((2, math.inf),)), "zh")
+    assert not re.search(r'(cx|cy|x1|x2)="(nan|inf)', html)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,6 +18,7 @@ from cyclopts.validators import Number
 
 from deft import __version__
 from deft.errors import UserError
+from deft.screen import say
 from deft.train.config import TrainConfig
 
 INTERRUPTED = 130
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from deft.prompt.format import ChatFormat
+    from deft.report.texts import Lang
     from deft.train.run import TrainResult
     from deft.types import Example
 
@@ -59,6 +62,7 @@ app = App(
 )
 data_app = App(name="data", help="Read, convert, look at and audit instruction data.")
 app.command(data_app)
+app.command("deft.runs:app", name="runs", help="List, show, compare and remove runs.")
 
 
 def console() -> "Console":
@@ -92,8 +96,8 @@ def pull(model: str, *, source: Annotated[Path | None, Parameter(name="--from")]
     from deft.model.pull import pull as pull_model
 
     screen = console()
-    folder = pull_model(model, source=source, verify=verify, progress=lambda text: screen.print(text, highlight=False))
-    screen.print(f"[green]✓[/] {folder}", highlight=False)
+    folder = pull_model(model, source=source, verify=verify, progress=lambda text: say(screen, "{text}", text=text))
+    say(screen, "[green]✓[/] {folder}", folder=folder)
 
 
 @data_app.command
@@ -132,7 +136,7 @@ def convert(
         raise UserError("the file to write is there already", got=str(output), fix="name another, or --overwrite")
     examples = read(inputs, skip_broken=skip_broken, ability=ability, ignore_fields=ignore_fields, fields=fields)
     write_examples(output, examples)
-    console().print(f"[green]✓[/] {len(examples)} rows → {output}", highlight=False)
+    say(console(), "[green]✓[/] {rows} rows → {output}", rows=len(examples), output=output)
 
 
 @data_app.command
@@ -229,7 +233,7 @@ def audit(
     screen = console()
     screen.print(audit_table(result))
     for warning in result.warnings:
-        screen.print(f"[yellow]note:[/] {warning}", highlight=False)
+        say(screen, "[yellow]note:[/] {warning}", warning=warning, fold=True)
     reasons = list(result.stop_reasons)
     if held_out is not None and (shared := leaks(examples, read([held_out], **reading))):
         reasons.append(f"{len(shared)} rows of {held_out} also occur in {folder}; the first: {shared[0].source}")
@@ -238,7 +242,7 @@ def audit(
         raise UserError(
             "training on this would be pointless or wrong", got="; ".join(reasons), where=str(folder), fix=fix
         )
-    screen.print("[green]✓[/] nothing stands against training on this", highlight=False)
+    say(screen, "[green]✓[/] nothing stands against training on this")
 
 
 @app.command
@@ -246,6 +250,7 @@ def train(
     recipe: Path | None = None,
     *,
     config: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008
+    lang: Literal["en", "zh"] = "en",
     dry_run: bool = False,
     devices: Annotated[int | None, AT_LEAST_1] = None,
     device_memory: str | None = None,
@@ -256,6 +261,8 @@ def train(
     ----------
     recipe
         A YAML file with a section `train`.
+    lang
+        Language of what is said at the end, and of the report.
     dry_run
         Train nothing and write nothing: print the rows, steps, time and memory that the run would take.
     devices
@@ -269,7 +276,7 @@ def train(
         flag = "--devices" if devices is not None else "--device-memory"
         raise UserError("this flag belongs to a dry run", got=flag, fix="add --dry-run, or leave it out")
     else:
-        train_files(config)
+        train_files(config, lang)
 
 
 @app.command
@@ -343,8 +350,8 @@ def merge(
     from deft.model.merge import merge as merge_adapter
 
     screen = console()
-    merge_adapter(adapter, out, dtype=dtype, overwrite=overwrite, tell=lambda text: screen.print(text, highlight=False))
-    screen.print(f"[green]✓[/] merged: {out}", highlight=False)
+    merge_adapter(adapter, out, dtype=dtype, overwrite=overwrite, tell=lambda text: say(screen, "{text}", text=text))
+    say(screen, "[green]✓[/] merged: {out}", out=out)
 
 
 @app.command
@@ -401,11 +408,11 @@ def export(
         overwrite=overwrite,
         push=push,
         public=public,
-        tell=lambda text: screen.print(text, highlight=False),
+        tell=lambda text: say(screen, "{text}", text=text),
     )
     for note in result.notes:
-        screen.print(f"[yellow]note:[/] {note}", highlight=False)
-    screen.print(f"[green]✓[/] exported: {result.url or out}", highlight=False)
+        say(screen, "[yellow]note:[/] {note}", note=note, fold=True)
+    say(screen, "[green]✓[/] exported: {place}", place=result.url or out)
 
 
 def read(
@@ -417,8 +424,6 @@ def read(
     fields: Sequence[str] = (),
 ) -> Sequence["Example"]:
     """Read examples; list on the terminal the rows that were skipped on request, and the fields that are not used."""
-    from rich.text import Text
-
     from deft.data.read import read_examples
     from deft.data.show import problems_table, unused_lines
 
@@ -434,12 +439,14 @@ def read(
     if result.broken:
         console().print(problems_table(result.broken))
     for line in unused_lines(result.unused):
-        console().print(Text.assemble(("note: ", "yellow"), line))
+        say(console(), "[yellow]note:[/] {line}", line=line, fold=True)
     return result.examples
 
 
 def read_configured(config: TrainConfig) -> tuple[Sequence["Example"], Sequence["Example"]]:
-    """Read the rows that `config` names to train and to validate on."""
+    """Return the rows to train on and those to measure on, some of the first where `config` names no others."""
+    from deft.data.hold_out import hold_out
+
     if not config.train:
         raise UserError("no data to train on was given", fix="give --train FILE_OR_FOLDER, or a recipe that names it")
     how: dict[str, Any] = {
@@ -447,7 +454,18 @@ def read_configured(config: TrainConfig) -> tuple[Sequence["Example"], Sequence[
         "ignore_fields": config.ignore_fields,
         "fields": config.fields,
     }
-    return read(config.train, **how), read(config.valid, **how) if config.valid else []
+    examples = read(config.train, **how)
+    if not config.validates:
+        return examples, []
+    if config.valid:
+        return examples, read(config.valid, **how)
+    split = hold_out(examples, seed=config.seed)
+    if split.held_out:
+        what = "held out {held_out} of {rows:,} rows, to measure the gain (--valid FILE: others, --valid none: none)"
+    else:
+        what = "of {rows:,} rows none can be held out, so what is learned is not measured (--valid FILE measures it)"
+    say(console(), what, held_out=len(split.held_out), rows=len(examples), fold=True)
+    return split.train, split.held_out
 
 
 def tokenizer_and_format(model: str) -> tuple[Any, "ChatFormat"]:
@@ -468,25 +486,28 @@ def estimate_files(config: TrainConfig, *, num_devices: int, device_memory: str 
     dry_run(config, train_examples, valid_examples, console(), num_devices=num_devices, device_memory=device_memory)
 
 
-def train_files(config: TrainConfig) -> "TrainResult":
-    """Read the rows that `config` names, fine-tune on them, and print where the result lies.
+def train_files(config: TrainConfig, lang: "Lang" = "en") -> "TrainResult":
+    """Read the rows that `config` names, fine-tune on them, and print what that changed and where the result lies.
 
     Raises:
         SystemExit: with 130, if the user stopped the run, so that a script does not take it for finished.
     """
+    screen = console()
     train_examples, valid_examples = read_configured(config)
     from deft.train.run import train as run_training
 
-    screen = console()
+    began_at = time.monotonic()
     result = run_training(config, train_examples, valid_examples, screen)
-    if os.environ.get("RANK", "0") != "0":
-        return result  # the first process speaks for all
+    if screen.quiet:  # the first process speaks for all
+        return result
     if not result.finished:
-        screen.print(
-            f"stopped; continue with the same command and --resume-training ({result.folder})", highlight=False
-        )
+        say(screen, "stopped; continue with the same command and --resume-training ({folder})", folder=result.folder)
         raise SystemExit(INTERRUPTED)
-    screen.print(f"[green]✓[/] trained: {result.best}\n  talk to it: deft chat {result.best}", highlight=False)
+    from deft.outcome import show_trained
+
+    say(screen, "[green]✓[/] trained: {best}", best=result.best)
+    time_s = time.monotonic() - began_at
+    show_trained(result.folder, config, screen, lang=lang, time_s=time_s, resumed=config.resume_training)
     return result
 
 

@@ -1,6 +1,10 @@
 import io
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import pytest
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
 from deft.data.audit import Audit, audit
@@ -40,13 +44,36 @@ def test_audit_table_has_a_line_for_each_ability_and_a_total() -> None:
     )
 
 
-def test_audit_table_shows_faults_where_there_are_any() -> None:
-    assert plain(audit_table(audited(example("甲"), example("甲"), example("坏", None)))) == (
-        "ability  rows  tokens  supervised    p50    p90    max  duplicates  same prompt  dropped\n"
-        "(none)      1       0           0      0      0      0           0            1  1 refused\n"
-        "数学        2   3,000       2,000  1,500  1,500  1,500           1            2\n"
-        "total       3   3,000       2,000  1,500  1,500  1,500           1            3  1 refused"
+def test_audit_table_shows_faults_where_there_are_any_and_of_whom() -> None:
+    rows = [example("甲"), example("甲"), example("坏", None), example("好", "诗", "别的")]
+    assert plain(audit_table(audited(*rows))) == (
+        "ability  rows  tokens  supervised    p50    p90    max\n"
+        "(none)      1       0           0      0      0      0\n"
+        "数学        2   3,000       2,000  1,500  1,500  1,500\n"
+        "诗          1   1,500       1,000  1,500  1,500  1,500\n"
+        "total       4   4,500       3,000  1,500  1,500  1,500\n"
+        "\n"
+        "ability  duplicates  same prompt  cannot be trained\n"
+        "(none)            0            1          1 refused\n"
+        "数学              1            2\n"
+        "total             1            3          1 refused"
     )
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_audit_table_breaks_no_word_at_80_columns(lang: Any) -> None:
+    rows = [example("甲", "creative_writing"), example("甲", "creative_writing"), example("坏", "understanding")]
+    one = replace(audited(*rows).total, num_rows=12_345, num_tokens=12_345_678, num_supervised=1_234_567)
+    one = replace(
+        one, num_duplicates=1234, num_conflicting=1234, num_open_ended=1234, dropped={"too_few_supervised": 9}
+    )
+    whole = replace(audited(*rows), total=one, abilities=(replace(one, ability="creative_writing"),))
+    shown = plain(audit_table(whole, lang), width=80)
+    assert max(map(cell_len, shown.splitlines())) <= 80
+    words = ["creative_writing", "12,345,678", "too_few_supervised"]
+    words += {"en": ["supervised", "duplicates", "trained"], "zh": ["监督词元", "同题异答", "无法训练"]}[lang]
+    for word in words:
+        assert word in shown
 
 
 def test_problems_table_sends_no_control_characters() -> None:

@@ -122,6 +122,28 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one(place: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mode", ["ddp", "fsdp2", *SLOW_MODES[1:]])
+def test_all_processes_hold_out_the_same_rows_and_measure_them_before_training(mode: str, place: Path) -> None:
+    rows = []
+    for number in range(60):
+        messages = [
+            Message(role="user", content=f"{number} 的两倍?"),
+            Message(role="assistant", content=f"{2 * number}。"),
+        ]
+        rows.append(Example.create(messages, ability="数学"))
+    write_examples(place / "sixty.jsonl", rows)
+    settings = {"train": ["sixty.jsonl"], "valid": [], "num_epochs": 1}
+    one = run(place, f"one-held-out-{mode}", batch_size=6, **settings)
+    two = run(place, f"held-out-{mode}", num_processes=2, batch_size=3, trainer=MODES[mode], **settings)
+    records = [json.loads((folder / "run.json").read_text(encoding="utf-8")) for folder in (one, two)]
+    assert len(records[0]["held_out"]) == 20
+    assert records[1]["held_out"] == records[0]["held_out"]
+    assert losses(two, "eval_loss") == pytest.approx(losses(one, "eval_loss"), abs=1e-5)
+    assert len(losses(one, "eval_loss")) == 2
+    assert (two / "report.html").is_file()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["fsdp2", *SLOW_MODES[1:]])
 def test_a_sharded_run_goes_on_from_its_checkpoint(mode: str, place: Path) -> None:
     two = run(place, f"shards-{mode}", num_processes=2, batch_size=3, trainer=MODES[mode])

@@ -136,7 +136,7 @@ def test_the_run_folder_holds_everything_needed_to_read_and_repeat_it(llama: Pat
     assert (folder / "best/chat_format.json").exists()
     rows = pq.read_table(folder / "rows.parquet").to_pylist()
     assert sorted((r["split"], r["epoch"]) for r in rows) == sorted(
-        [("train", e) for e in (1, 2) for _ in range(12)] + [("valid", e) for e in (1, 2) for _ in range(4)]
+        [("train", e) for e in (1, 2) for _ in range(12)] + [("valid", e) for e in (0, 1, 2) for _ in range(4)]
     )
     metrics = read_metrics(folder)
     last = [line for line in metrics if "eval_loss" in line][-1]

@@ -6,6 +6,8 @@ Text of the data is never read as markup, and its control characters are shown, 
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from rich.cells import cell_len
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -28,6 +30,7 @@ SHOWN_IF_ANY: tuple[Column, ...] = (
     ("duplicates", lambda one: f"{one.num_duplicates:,}"),
     ("same prompt", lambda one: f"{one.num_conflicting:,}"),
     ("open end", lambda one: f"{one.num_open_ended:,}"),
+    ("cannot be trained", reasons),
 )
 
 CHINESE: dict[str, str] = {
@@ -39,37 +42,42 @@ CHINESE: dict[str, str] = {
     "duplicates": "重复",
     "same prompt": "同题异答",
     "open end": "未收尾",
-    "dropped": "丢弃",
+    "cannot be trained": "无法训练",
     "total": "合计",
     NO_ABILITY: "（无）",
 }
 """The table's own words; names of abilities and reasons stay as they are in the data and the records."""
 
 
-def audit_table(audit: Audit, lang: Literal["en", "zh"] = "en") -> Table:
-    """Return the counts, a line for each ability and one for all; columns of faults appear where there are any.
+def audit_table(audit: Audit, lang: Literal["en", "zh"] = "en") -> Group:
+    """Return the counts, a line for each ability and one for all, and below them the faults, where there are any.
 
-    p50, p90 and max are lengths in tokens.
+    p50, p90 and max are lengths in tokens. Both tables fit 80 columns with their words whole.
     """
+    lines = (*audit.abilities, audit.total)
+    faults = [column for column in SHOWN_IF_ANY if any(column[1](one) not in ("0", "") for one in lines)]
+    tables: list[RenderableType] = [plain_table(lines, ALWAYS_SHOWN, lang)]
+    if faults:
+        faulty = [one for one in lines if any(cell(one) not in ("0", "") for _, cell in faults)]
+        tables += [Text(), plain_table(faulty, faults, lang)]
+    return Group(*tables)
+
+
+def plain_table(lines: Sequence[AbilityAudit], columns: Sequence[Column], lang: Literal["en", "zh"]) -> Table:
+    """Return a table with a line for each of `lines`, the last, for all rows, in bold."""
 
     def word(name: str) -> str:
         return CHINESE.get(name, name) if lang == "zh" else name
 
-    columns = [*ALWAYS_SHOWN, *(column for column in SHOWN_IF_ANY if column[1](audit.total) != "0")]
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(word("ability"), overflow="fold")
-    lines = (*audit.abilities, audit.total)
     for name, cell in columns:
-        widest = max(len(cell(one)) for one in lines)
-        table.add_column(word(name), justify="right", overflow="fold", min_width=widest)
-    if audit.total.num_dropped:
-        table.add_column(word("dropped"), overflow="fold")
+        words = [part for text in (word(name), *map(cell, lines)) for part in text.split(" ")]
+        table.add_column(word(name), justify="right", overflow="fold", min_width=max(map(cell_len, words)))
     for one in lines:
-        ours = one is audit.total or one.ability == NO_ABILITY
+        ours = one is lines[-1] or one.ability == NO_ABILITY
         cells = [word(one.ability) if ours else visible(one.ability), *(cell(one) for _, cell in columns)]
-        if audit.total.num_dropped:
-            cells.append(reasons(one))
-        table.add_row(*map(Text, cells), style="bold" if one is audit.total else None)
+        table.add_row(*map(Text, cells), style="bold" if one is lines[-1] else None)
     return table
 
 

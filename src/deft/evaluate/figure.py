@@ -4,53 +4,37 @@ In: changes by ability. Out: a dumbbell chart, as a PNG for the run folder and a
 """
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deft.drawing import MOST_NAMES, plain_text, save, shown_name
 from deft.evaluate.interval import Change
 from deft.evaluate.loss import OVERALL
-from deft.rundir import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BETTER, WORSE, UNCLEAR = "#0f766e", "#c2410c", "#78716c"
-CHINESE_FONTS = (
-    "PingFang SC",
-    "Microsoft YaHei",
-    "Noto Sans CJK SC",
-    "Source Han Sans SC",
-    "WenQuanYi Micro Hei",
-    "SimHei",
-)
 ROW_PX, LABELS_PX, PLOT_PX, FIGURES_PX, HEAD_PX, FOOT_PX = 30, 132, 470, 118, 10, 44
 """Sizes of the SVG: a row's height, the columns of names, plot and figures, and the room above and below the rows."""
 
 
 def draw_abilities(path: Path, changes: Mapping[str, Change], *, title: str) -> None:
-    """Draw the chart into a PNG file; Chinese names need one of `CHINESE_FONTS` on the computer."""
-    import matplotlib
-    from matplotlib.font_manager import fontManager
-
-    present = {font.name for font in fontManager.ttflist}
-    fonts = ["DejaVu Sans", *(font for font in CHINESE_FONTS if font in present)]
-    with matplotlib.rc_context({"font.family": fonts}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure = dumbbells(changes, title)
-        with written_whole(path) as temporary:
-            figure.savefig(temporary, dpi=150, format="png")
+    """Draw the chart into a PNG file; Chinese names need a Chinese font on the computer."""
+    with plain_text():
+        save(dumbbells(changes, title), path)
 
 
 def dumbbells(changes: Mapping[str, Change], title: str) -> "Figure":
-    """Return the chart as a matplotlib figure."""
+    """Return the chart as a matplotlib figure; of very many abilities it shows those with the most rows."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    names = in_order(changes)
+    most = sorted((name for name in changes if name != OVERALL), key=lambda name: -changes[name].num_rows)
+    names = [name for name in drawable(changes) if name == OVERALL or name in most[:MOST_NAMES]]
     figure = Figure(figsize=(8, 1.6 + 0.38 * len(names)), layout="constrained")
     axes = figure.add_subplot()
     for place, name in enumerate(names):
@@ -61,11 +45,12 @@ def dumbbells(changes: Mapping[str, Change], title: str) -> "Figure":
         axes.plot((change.before, change.after), (place, place), color=colour, linewidth=1.5)
         axes.plot(change.before, place, "o", color=colour, markerfacecolor="white", markersize=7)
         axes.plot(change.after, place, "o", color=colour, markersize=7)
-        figures = f"{change.relative_percent:+.0f} %".replace("-", "−")
+        figures = signed(change.relative_percent, digits=0) + " %" * math.isfinite(change.relative_percent)
         axes.annotate(figures, (1.01, place), xycoords=("axes fraction", "data"), va="center", color=colour)
-    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    axes.set_yticks(range(len(names)), [shown_name(name) for name in names])
     axes.get_yticklabels()[-1].set_fontweight("bold")
-    axes.axhline(len(names) - 1.5, color="0.8", linewidth=0.8)
+    if len(names) > 1:
+        axes.axhline(len(names) - 1.5, color="0.8", linewidth=0.8)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.set_xlabel("loss on held-out rows (nats per supervised token; further left is better)")
@@ -89,9 +74,9 @@ def abilities_svg(changes: Mapping[str, Change], *, names: Mapping[str, str], ax
     `names` are the abilities as shown, `axis` the title of the axis, `label` what a screen reader says, `unit` the
     percent sign with the space before it.
     """
-    rows = in_order(changes)
+    rows = drawable(changes)
     ends = [changes[row].before + changes[row].high for row in rows if known(changes[row])]
-    largest = max(*(max(changes[row].before, changes[row].after) for row in rows), *ends, 1e-9)
+    largest = max([*(max(changes[row].before, changes[row].after) for row in rows), *ends, 1e-9])
     ticks = nice_ticks(0.0, largest)
     scale = PLOT_PX / max(ticks[-1], largest)
     bottom = HEAD_PX + ROW_PX * len(rows)
@@ -146,6 +131,11 @@ def in_order(changes: Mapping[str, Change]) -> list[str]:
     return abilities + [OVERALL] * (OVERALL in changes)
 
 
+def drawable(changes: Mapping[str, Change]) -> list[str]:
+    """Return the abilities in their order, but those with a loss that has no place on an axis."""
+    return [name for name in in_order(changes) if math.isfinite(changes[name].before + changes[name].after)]
+
+
 def colour_of(change: Change) -> str:
     """Return the colour of a change: better, worse, or not clear of zero."""
     if not change.is_clear:
@@ -165,6 +155,8 @@ def signed(value: float, digits: int = 1) -> str:
 
 def nice_ticks(low: float, high: float, most: int = 7) -> Sequence[float]:
     """Return at most `most` evenly spaced round numbers, from one at or below `low` to one at or above `high`."""
+    if high - low <= max(1e-9, 1e-6 * abs(high)):  # values that are all equal still lie between two ticks
+        low, high = low - 0.05 * (abs(low) or 1), high + 0.05 * (abs(high) or 1)
     spread = max(high - low, 1e-9)
     power = 10.0 ** math.floor(math.log10(spread / most))
     for step in (power, 2 * power, 2.5 * power, 5 * power, 10 * power, 20 * power, 50 * power):

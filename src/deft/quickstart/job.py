@@ -13,7 +13,7 @@ from rich.padding import Padding
 from deft.errors import UserError
 from deft.evaluate.interval import paired_changes
 from deft.quickstart.existing import find_finished
-from deft.quickstart.outcome import collect, finish, lang_flag, show_finished, show_replies
+from deft.quickstart.outcome import collect_results, finish, lang_flag, show_finished, show_replies
 from deft.quickstart.plan import Plan, with_key
 from deft.quickstart.rows import example_folder, read_rows
 from deft.quickstart.stages import (
@@ -32,6 +32,7 @@ from deft.report.results import ReplyPair
 from deft.report.terminal import changes_table
 from deft.report.texts import Lang
 from deft.rundir import check_writable
+from deft.screen import say
 from deft.train.config import TrainConfig
 
 
@@ -110,7 +111,7 @@ def take_up(plan: Plan, tell: Teller, *, again: bool) -> Path:
 def run(plan: Plan, tell: Teller, *, again: bool) -> Path:
     """Go through all stages; what exists of them is taken up."""
     check_writable(plan.runs)
-    tell.console.print(tell.text("welcome"), style="bold", highlight=False)
+    say(tell.console, "{welcome}", welcome=tell.text("welcome"), style="bold", fold=True)
     with tell.stage("model"):
         bring_model(plan, tell)
         plan = with_key(plan)
@@ -136,6 +137,6 @@ def run(plan: Plan, tell: Teller, *, again: bool) -> Path:
             for prompt, first, second in zip(PROMPTS[plan.lang], before.replies, answers, strict=True)
         ]
         show_replies(pairs, tell)
-    results = collect(plan, folder, changes, pairs, before=before, tell=tell)
+    results = collect_results(plan, folder, changes, pairs, before=before, tell=tell)
     finish(plan, folder, results, before, tell)
     return folder

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
 from rich.padding import Padding
 
 from deft.errors import UserError
@@ -19,6 +18,7 @@ from deft.quickstart.teller import Teller, row_bar
 from deft.quickstart.texts import PROMPTS
 from deft.report.values import shown_value
 from deft.rundir import read_object, write_json
+from deft.screen import say
 from deft.types import Example, Message
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def bring_model(plan: Plan, tell: Teller) -> None:
         tell.say("pulling", model=plan.config.model)
 
         def show(line: str) -> None:
-            tell.console.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
+            say(tell.console, "  {line}", line=line)
 
         pull(plan.config.model, progress=show)
 
@@ -184,7 +184,7 @@ def trained_folder(plan: Plan, rows: Rows, before: Before, tell: Teller, *, agai
         steps = config.num_epochs * math.ceil(before.identity["num_train_rows"] / config.batch_size)
         rate = config.learning_rate
         tell.say("plan", rows=before.identity["num_train_rows"], steps=steps, batch=config.batch_size, rate=rate)
-    result = train(config, rows.train, rows.valid, tell.console)
+    result = train(config, rows.train, rows.valid, tell.console, measure_first=False)
     if not result.finished:
         raise KeyboardInterrupt
     return result.folder

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from deft.quickstart.texts import TEXTS
 from deft.report.texts import Lang
+from deft.screen import say, styled
 
 NUM_STAGES = 6
 
@@ -33,8 +34,7 @@ class Teller:
     def say(self, name: str, *, style: str = "", **values: Any) -> None:
         """Print a text of the table; one with a path stays in one line, so that the path can be copied."""
         has_path = any(isinstance(value, Path) for value in values.values())
-        line = f"  {self.text(name, **values)}"
-        self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=has_path)
+        say(self.console, "  {line}", line=self.text(name, **values), style=style, fold=not has_path)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -42,7 +42,8 @@ class Teller:
         began_at = time.monotonic()
         number = len(self.stage_times_s) + 1
         self.console.print()
-        self.console.rule(f"[bold]{number}/{NUM_STAGES}  {self.text(name)}[/]", align="left", style="dim")
+        title = styled("[bold]{number}/{all}  {name}[/]", number=number, all=NUM_STAGES, name=self.text(name))
+        self.console.rule(title, align="left", style="dim")
         yield
         self.stage_times_s[name] = time.monotonic() - began_at
 

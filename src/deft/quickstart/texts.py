@@ -38,19 +38,8 @@ TEXTS: dict[str, dict[str, str]] = {
         "asked": "asked",
         "was": "before",
         "now": "after",
-        "files": "report   {report}\npicture  {picture}",
-        "activate": "once in each terminal",
-        "chat": "talk to it in the terminal",
-        "page": "talk to it in the browser",
         "audit": "look at your own data",
         "train": "train on your own data",
-        "next": "Next",
-        "summary": (
-            "Loss on {held_out} held-out rows: {before:.3f} → {after:.3f} nats per token, {percent} "
-            "(95 % interval {low} to {high}), clear of zero in {clear} of {abilities} abilities"
-        ),
-        "cost": "{rows} training rows · {time} in all",
-        "cost_resumed": "{rows} training rows · {time} since it was taken up again",
         "resumed": "{stage} (what was left)",
         "stored": "A finished quickstart with this model, data and settings is there: {folder}",
         "again": "to run it again: deft quickstart{lang} --again",
@@ -79,19 +68,8 @@ TEXTS: dict[str, dict[str, str]] = {
         "asked": "问题",
         "was": "训练前",
         "now": "训练后",
-        "files": "报告  {report}\n图    {picture}",
-        "activate": "每个终端先执行一次",
-        "chat": "在终端里与它对话",
-        "page": "在浏览器里与它对话",
         "audit": "检查你自己的数据",
         "train": "用你自己的数据训练",
-        "next": "接下来",
-        "summary": (
-            "{held_out} 条留出数据上的损失：每词元 {before:.3f} → {after:.3f} 纳特，{percent}"
-            "（95% 区间 {low} 至 {high}），{abilities} 项能力中有 {clear} 项明确不为零"
-        ),
-        "cost": "{rows} 条训练数据 · 共用时 {time}",
-        "cost_resumed": "{rows} 条训练数据 · 接着做以来用时 {time}",
         "resumed": "{stage}（剩余部分）",
         "stored": "已有用同样模型、数据和设置完成的 quickstart：{folder}",
         "again": "重新运行：deft quickstart{lang} --again",

@@ -14,7 +14,7 @@ from deft.evaluate.figure import abilities_svg, in_order, nice_ticks, signed
 from deft.evaluate.interval import Change
 from deft.evaluate.loss import OVERALL
 from deft.report.results import ReplyPair, Results
-from deft.report.texts import TEXTS, UNITS, Lang
+from deft.report.texts import ENDING_TEXTS, TEXTS, UNITS, Lang
 from deft.report.values import ability_name, percent, readable_time, shown_value, verdict_of
 from deft.rundir import write_text
 
@@ -81,7 +81,7 @@ def report_html(results: Results, lang: Lang = "en") -> str:
         f"<h2>{texts['table']}</h2>{table(results.changes, lang)}",
         replies(results.replies, texts),
         curve(results.training, results.validation, texts),
-        how_to_read(results.changes[OVERALL], texts),
+        how_to_read(results, lang),
         next_steps(results.next_commands, texts),
         what_ran(results, texts),
     ]
@@ -98,6 +98,8 @@ def result_sentence(changes: Mapping[str, Change], lang: Lang) -> str:
     """Return the result in one sentence, with bold figures."""
     texts, overall = TEXTS[lang], changes[OVERALL]
     abilities = [change for name, change in changes.items() if name != OVERALL]
+    counts = {"clear": sum(change.is_clear for change in abilities), "abilities": len(abilities)}
+    ending = texts["sentence_abilities"].format(**counts) if abilities else ""
     return texts["sentence"].format(
         held_out=f"{overall.num_rows:,}",
         moved=texts["fell" if overall.difference <= 0 else "rose"],
@@ -106,8 +108,7 @@ def result_sentence(changes: Mapping[str, Change], lang: Lang) -> str:
         percent=percent(overall.relative_percent, lang),
         low=percent(overall.relative_low, lang),
         high=percent(overall.relative_high, lang),
-        clear=sum(change.is_clear for change in abilities),
-        abilities=len(abilities),
+        of_abilities=ending,
     )
 
 
@@ -166,7 +167,10 @@ def curve(
     training: Sequence[tuple[int, float]], validation: Sequence[tuple[int, float]], texts: Mapping[str, str]
 ) -> str:
     """Return the training loss by step as a line, and the validation losses as dots."""
-    points = [(step, loss) for step, loss in (*training, *validation) if math.isfinite(loss)]
+    training, validation = (
+        [(step, loss) for step, loss in one if math.isfinite(loss)] for one in (training, validation)
+    )
+    points = [*training, *validation]
     if not points:
         return ""
     width, height, left = 720, 220, 44
@@ -185,7 +189,7 @@ def curve(
     for tick in [step for step in nice_ticks(0, last_step) if step <= last_step and step == int(step)]:
         x = place(int(tick), ticks[0])[0]
         parts.append(f'<text class="tick" x="{x:.1f}" y="{height + 28}" text-anchor="middle">{tick:g}</text>')
-    line = " ".join("{:.1f},{:.1f}".format(*place(step, loss)) for step, loss in training if math.isfinite(loss))
+    line = " ".join("{:.1f},{:.1f}".format(*place(step, loss)) for step, loss in training)
     parts.append(f'<polyline class="curve" points="{line}"/>')
     for step, loss in validation:
         x, y = place(step, loss)
@@ -196,16 +200,24 @@ def curve(
     return f'<h2>{texts["curve"]}</h2>{note}<div class="wide">{svg}{"".join(parts)}</svg></div>'
 
 
-def how_to_read(overall: Change, texts: Mapping[str, str]) -> str:
+def was_chosen(validation: Sequence[tuple[int, float]]) -> bool:
+    """Say whether the rows that measured the change, from step 0 on, also chose the best of several checkpoints."""
+    return len(validation) > 2 and validation[0][0] == 0
+
+
+def how_to_read(results: Results, lang: Lang) -> str:
     """Return what the figures mean and what they do not."""
+    texts, overall = TEXTS[lang], results.changes[OVERALL]
     loss = texts["reading_loss"].format(
         before=overall.before,
         after=overall.after,
         chance_before=math.exp(min(overall.before, 700)),
         chance_after=math.exp(min(overall.after, 700)),
     )
+    chosen = f" {ENDING_TEXTS[lang]['chosen']}" if was_chosen(results.validation) else ""
     return (
-        f"<h2>{texts['reading']}</h2><p>{loss}</p><p>{texts['reading_interval']}</p><p>{texts['reading_accuracy']}</p>"
+        f"<h2>{texts['reading']}</h2><p>{loss}</p><p>{texts['reading_interval']}{chosen}</p>"
+        f"<p>{texts['reading_accuracy']}</p>"
     )
 
 

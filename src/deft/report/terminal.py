@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
@@ -22,7 +23,9 @@ def changes_table(changes: Mapping[str, Change], lang: Lang) -> Table:
     texts, intervals = TEXTS[lang] | TERMINAL_TEXTS[lang], aligned_intervals(changes)
     lines = {ability: figures(changes[ability], intervals[ability], lang) for ability in in_order(changes)}
     result = Table(box=None, pad_edge=False, header_style="bold")
-    result.add_column(texts["ability"], vertical="bottom", overflow="fold", min_width=8)
+    words = [word for name in changes for word in ability_name(name, lang).split()]
+    longest = min(max(map(cell_len, words), default=0), 16)
+    result.add_column(texts["ability"], vertical="bottom", overflow="fold", min_width=max(longest, 8))
     for place, name in enumerate(("rows", "before", "after", "change", "interval")):
         widest = max(len(line[place]) for line in lines.values())
         result.add_column(texts[name], justify="right", vertical="bottom", overflow="fold", min_width=widest)

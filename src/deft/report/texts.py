@@ -34,9 +34,10 @@ TEXTS: dict[str, dict[str, str]] = {
         "title": "What training on {rows} rows changed",
         "sentence": (
             "On {held_out} rows the model never trained on, the loss {moved} from <b>{before:.3f}</b> to "
-            "<b>{after:.3f}</b> nats per token: <b>{percent}</b> (95&nbsp;% interval {low} to {high}), "
-            "clear of zero in {clear} of {abilities} abilities."
+            "<b>{after:.3f}</b> nats per token: <b>{percent}</b> (95&nbsp;% interval {low} to {high})"
+            "{of_abilities}."
         ),
+        "sentence_abilities": ", clear of zero in {clear} of {abilities} abilities",
         "fell": "fell",
         "rose": "rose",
         "picture": "Loss per ability, before and after",
@@ -90,9 +91,10 @@ TEXTS: dict[str, dict[str, str]] = {
         "title": "用 {rows} 条数据训练之后的变化",
         "sentence": (
             "在模型从未训练过的 {held_out} 条留出数据上，损失从每词元 <b>{before:.3f}</b> 纳特{moved}到 "
-            "<b>{after:.3f}</b>：<b>{percent}</b>（95% 区间 {low} 至 {high}），"
-            "{abilities} 项能力中有 {clear} 项明确不为零。"
+            "<b>{after:.3f}</b>：<b>{percent}</b>（95% 区间 {low} 至 {high}）"
+            "{of_abilities}。"
         ),
+        "sentence_abilities": "，{abilities} 项能力中有 {clear} 项变化显著（区间不含 0）",
         "fell": "降",
         "rose": "升",
         "picture": "各项能力训练前后的损失",
@@ -105,7 +107,7 @@ TEXTS: dict[str, dict[str, str]] = {
         "after": "训练后",
         "change": "变化",
         "interval": "95% 区间",
-        "verdict": "明确不为零？",
+        "verdict": "变化显著？",
         "better": "是，变好",
         "worse": "是，变差",
         "unclear": "否",
@@ -129,7 +131,8 @@ TEXTS: dict[str, dict[str, str]] = {
         ),
         "reading_interval": (
             "<b>区间。</b>留出数据只是一个样本。把这些数据有放回地重抽 2,000 次（每条的前后成对保留），"
-            "变化有 95% 落在此区间内；条数少时区间已相应放宽。“明确不为零”表示仅凭抽到哪些数据解释不了这个变化。"
+            "变化有 95% 落在此区间内；条数少时区间已相应放宽。"
+            "“变化显著”即区间不含 0，表示仅凭抽到哪些数据解释不了这个变化。"
             "区间只针对这一次训练：换一个随机种子，模型会略有不同。"
         ),
         "reading_accuracy": (
@@ -152,7 +155,7 @@ TERMINAL_TEXTS: dict[str, dict[str, str]] = {
     },
     "zh": {
         "interval": "95% 区间（%）",
-        "verdict": "明确不为零",
+        "verdict": "变化显著",
         "better": "✓",
         "worse": "✓ 变差",
         "unclear": "否",
@@ -160,3 +163,57 @@ TERMINAL_TEXTS: dict[str, dict[str, str]] = {
     },
 }
 """What the terminal's table, which must fit 80 columns, says shorter than the page."""
+
+
+ENDING_TEXTS: dict[str, dict[str, str]] = {
+    "en": {
+        "report": "report   ",
+        "picture": "picture  ",
+        "next": "Next",
+        "activate": "once in each terminal",
+        "chat": "talk to it in the terminal",
+        "page": "talk to it in the browser",
+        "audit": "look at your own data",
+        "train": "train on your own data",
+        "merge": "merge the adapter into its base model",
+        "export": "write it as a folder to publish",
+        "runs": "compare it with other runs",
+        "summary": (
+            "Loss on {held_out} held-out rows: {before:.3f} → {after:.3f} nats per token, {percent} "
+            "(95 % interval {low} to {high})"
+        ),
+        "summary_abilities": ", clear of zero in {clear} of {abilities} abilities",
+        "training_loss": (
+            "Training loss: {first:.3f} at the first step, {last:.3f} at the last (nats per token). Nothing was held "
+            "out, so this does not say how much was learned."
+        ),
+        "cost": "{rows} training rows · {time} in all",
+        "cost_resumed": "{rows} training rows · {time} since it was taken up again",
+        "chosen": "The best epoch was chosen by these same rows, which makes the gain look a little larger than it is.",
+    },
+    "zh": {
+        "report": "报告  ",
+        "picture": "图    ",
+        "next": "接下来",
+        "activate": "每个终端先执行一次",
+        "chat": "在终端里与它对话",
+        "page": "在浏览器里与它对话",
+        "audit": "检查你自己的数据",
+        "train": "用你自己的数据训练",
+        "merge": "把适配器合并进基座模型",
+        "export": "导出为可发布的文件夹",
+        "runs": "与其他训练比较",
+        "summary": (
+            "{held_out} 条留出数据上的损失：每词元 {before:.3f} → {after:.3f} 纳特，"
+            "{percent}（95% 区间 {low} 至 {high}）"
+        ),
+        "summary_abilities": "，{abilities} 项能力中有 {clear} 项变化显著（区间不含 0）",
+        "training_loss": (
+            "训练损失：第一步 {first:.3f}，最后一步 {last:.3f}（每词元纳特）。没有留出数据，因此看不出学到了多少。"
+        ),
+        "cost": "{rows} 条训练数据 · 共用时 {time}",
+        "cost_resumed": "{rows} 条训练数据 · 续跑用时 {time}",
+        "chosen": "最好的一轮就是用这些留出数据选出来的，因此提升会略显偏大。",
+    },
+}
+"""What the terminal says when a training is over."""

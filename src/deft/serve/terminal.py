@@ -14,6 +14,7 @@ from rich.console import Console
 
 from deft.errors import UserError, did_you_mean
 from deft.rundir import write_text
+from deft.screen import say
 from deft.serve.assistant import REPLACEMENT, Assistant
 from deft.types import Message, content_id
 
@@ -91,7 +92,7 @@ class TerminalChat:
                 fix = did_you_mean(name, [*self.commands, "/exit"])
                 raise UserError("there is no such command", got=name, fix=fix)
         except UserError as error:
-            self.console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+            self.note(str(error), style="red")
 
     def answer(self, text: str) -> None:
         """Stream the reply to a message; Ctrl-C stops it and keeps what is there."""
@@ -162,9 +163,10 @@ class TerminalChat:
         self.saved_to.add(path.resolve())
         self.note(f"saved {len(self.messages)} messages to {path}")
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, *, style: str = "dim") -> None:
         """Print something that is not the model's, dimly."""
-        self.console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+        for line in text.splitlines():
+            say(self.console, "{line}", line=line, style=style)
 
 
 def printable(text: str) -> str:

@@ -48,7 +48,7 @@ TEXTS: dict[str, dict[str, str]] = {
         "temperature_info": "0 = 总是选择最可能的词",
         "top_p": "Top-p",
         "top_p_info": "温度大于 0 时有效",
-        "max_new_tokens": "回答的最大长度（token）",
+        "max_new_tokens": "回答的最大长度（词元）",
         "identity": "身份设定",
         "identity_placeholder": "你是一位耐心的数学老师。",
         "identity_info": "模型的身份或角色，从下一条消息起生效",

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import yaml
 
 from deft.errors import UserError, did_you_mean
-from deft.train.config import TrainConfig
+from deft.train.config import NO_VALIDATION, TrainConfig
 
 RENAMED = {
     "num_train_epochs": "num_epochs",
@@ -56,7 +56,7 @@ def config_from_flags(arguments: Sequence[str]) -> TrainConfig:
     values: dict[str, Any] = dict(ANCESTOR_DEFAULTS)
     values |= {
         "train": (known.train_dir,),
-        "valid": (known.valid_dir,) if known.valid_dir else (),
+        "valid": (known.valid_dir or NO_VALIDATION,),
         "model": known.model_name_or_path,
         "resume_training": known.resume_training,
         "gradient_checkpointing": known.gradient_checkpointing,

@@ -13,6 +13,7 @@ from deft.errors import UserError
 from deft.model.checkpoint_files import ADAPTER_CONFIG
 from deft.model.load import find_folder, load_tokenizer
 from deft.prompt.detect import chat_format_to_train
+from deft.screen import say
 from deft.train.arguments import arguments_of
 from deft.train.config import TrainConfig
 from deft.train.estimate import Estimate, estimate
@@ -91,13 +92,13 @@ def print_estimate(found: Estimate, config: TrainConfig, console: Console) -> No
     console.print(parts_table(found))
     console.print(settings_table(found))
     if passed_over := [name for name in config.trainer if name not in COUNTED]:
-        console.print(f"not counted: the settings under `trainer` ({', '.join(passed_over)})", highlight=False)
+        say(console, "not counted: the settings under `trainer` ({names})", names=", ".join(passed_over), fold=True)
     if found.device_memory_bytes is not None:
         place = shown_bytes(found.device_memory_bytes)
         if found.advice is None:
-            console.print(f"[green]✓[/] it fits into {place}", highlight=False)
+            say(console, "[green]✓[/] it fits into {place}", place=place)
         else:
-            console.print(f"[red]✗[/] it does not fit into {place}: {found.advice}", highlight=False, soft_wrap=True)
+            say(console, "[red]✗[/] it does not fit into {place}: {advice}", place=place, advice=found.advice)
 
 
 def plain_table(title: str) -> Table:
@@ -163,15 +164,14 @@ def settings_table(found: Estimate) -> Table:
     """Return the memory of other ways to train, a row each, a column for each way to share it among devices."""
     shardings = [name for name in SHARDINGS if any(memory.sharding == name for memory in found.others)]
     table = plain_table("memory of one device, other settings")
-    table.add_column("method")
-    table.add_column("checkpointing")
+    table.add_column("way to train", min_width=len("checkpointing"))
     for name in shardings:
-        table.add_column(NAMES[name] if len(shardings) > 1 else "memory", justify="right")
+        table.add_column(NAMES[name] if len(shardings) > 1 else "memory", justify="right", min_width=7)
     ways = dict.fromkeys((memory.method, memory.gradient_checkpointing) for memory in found.others)
     for method, checkpointing in ways:
         alike = {m.sharding: m for m in found.others if (m.method, m.gradient_checkpointing) == (method, checkpointing)}
         cells = [shown_fit(alike[name], found.device_memory_bytes) for name in shardings]
-        table.add_row(METHODS[method], "on" if checkpointing else "off", *cells)
+        table.add_row(METHODS[method] + ", checkpointing" * checkpointing, *cells)
     return table
 
 
@@ -195,6 +195,8 @@ def way_of(memory: MemoryEstimate) -> str:
 
 def shown_bytes(count: int) -> str:
     """Return bytes as people read them: `3.34 GB`, `120 MB`, `8 kB`."""
+    if count >= 10**11:
+        return f"{count / 10**9:,.0f} GB"
     if count >= 10**9:
         return f"{count / 10**9:,.2f} GB"
     return f"{count / 10**6:,.0f} MB" if count >= 10**6 else f"{count / 1000:,.0f} kB"

@@ -3,16 +3,22 @@
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
+from rich.text import Text
 
 from deft.model.likelihood import PackedRows
+from deft.screen import say
 from deft.train.utilisation import Utilisation
 
 PLAIN_LINE_EVERY_S = 15.0
@@ -57,7 +63,7 @@ class Progress:
         if self.stop_asked:
             raise KeyboardInterrupt
         self.stop_asked = True
-        self.console.print("[yellow]stopping after this step, with a checkpoint (Ctrl-C again: at once)[/]")
+        say(self.console, "[yellow]stopping after this step, with a checkpoint (Ctrl-C again: at once)[/]")
 
     def begin(self, *, step: int, num_steps: int) -> None:
         """Start counting at `step` of `num_steps`."""
@@ -65,17 +71,16 @@ class Progress:
         self.num_steps = num_steps
         self.started_at = self.step_began_at = self.shown_at = time.monotonic()
         if self.console.is_terminal:
-            self.bar = Bar(
-                TextColumn("training"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("[cyan]{task.fields[facts]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
+            self.bar = Bar(  # a narrow terminal takes from the last column, which alone may wrap
+                TextColumn("step", table_column=Column(no_wrap=True)),
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
+                BarColumn(bar_width=16, table_column=Column(no_wrap=True)),
+                TimeRemainingColumn(table_column=Column(no_wrap=True)),
+                TextColumn("left", table_column=Column(no_wrap=True)),
+                FactsColumn(),
                 console=self.console,
             )
-            self.task = self.bar.add_task("training", total=num_steps, completed=step, facts="")
+            self.task = self.bar.add_task("training", total=num_steps, completed=step, facts=())
             self.bar.start()
 
     def trained(self, pack: PackedRows) -> None:
@@ -100,18 +105,22 @@ class Progress:
         elif now - self.shown_at >= PLAIN_LINE_EVERY_S or step == self.num_steps:
             self.shown_at = now
             left_s = (now - self.started_at) / max(step - self.first_step, 1) * (self.num_steps - step)
-            line = f"step {step}/{self.num_steps} · {self.facts()} · {left_s:,.0f} s left"
-            self.console.print(line, highlight=False, soft_wrap=True)
+            parts = (f"step {step}/{self.num_steps}", *self.facts(), f"{left_s:,.0f} s left")
+            say(self.console, "{line}", line=" · ".join(parts))
 
     def logged(self, values: dict[str, Any]) -> None:
         """Take up a logged loss; print a validation result on a line of its own."""
         self.step_began_at = time.monotonic()  # validation and saving are not training time
+        if self.step == self.first_step:
+            self.started_at = self.step_began_at  # nor is what is measured before the first step
         if "loss" in values:
             self.loss = values["loss"]
         if "eval_loss" in values:
-            self.console.print(
-                f"epoch {values['epoch']:.0f} · validation loss [bold]{values['eval_loss']:.4f}[/] nats per token",
-                highlight=False,
+            say(
+                self.console,
+                "{when} · validation loss [bold]{loss:.4f}[/] nats per token",
+                when=f"epoch {round(values['epoch'], 2):g}" if values["step"] else "before training",
+                loss=values["eval_loss"],
             )
 
     def speeds(self) -> dict[str, float]:
@@ -129,12 +138,32 @@ class Progress:
             found["mfu_ratio"] = round(self.flop / seconds / self.utilisation.limit_flop_per_s, 3)
         return found
 
-    def facts(self) -> str:
-        """Return the loss and the speed in one short line."""
+    def facts(self) -> tuple[str, ...]:
+        """Return the loss and the speeds, what matters most first."""
         speeds = self.speeds()
-        loss = "" if math.isnan(self.loss) else f"loss {self.loss:.3f} · "
-        used = f" · MFU {100 * speeds['mfu_ratio']:.0f} %" if "mfu_ratio" in speeds else ""
-        return (
-            f"{loss}{speeds['supervised_tokens_per_s']:,.0f} supervised tok/s · "
-            f"{speeds['tokens_per_s']:,.0f} tok/s{used}"
-        )
+        loss = () if math.isnan(self.loss) else (f"loss {self.loss:.3f}",)
+        used = (f"MFU {100 * speeds['mfu_ratio']:.0f} %",) if "mfu_ratio" in speeds else ()
+        supervised = f"{speeds['supervised_tokens_per_s']:,.0f} supervised tok/s"
+        return (*loss, f"{speeds['tokens_per_s']:,.0f} tok/s", *used, supervised)
+
+
+class FactsColumn(ProgressColumn):
+    """Shows as many of a task's `facts` as there is room for, from the first on."""
+
+    def render(self, task: Task) -> "AsManyAsFit":
+        """Return what fits itself into its column."""
+        return AsManyAsFit(task.fields["facts"])
+
+
+@dataclass(frozen=True, slots=True)
+class AsManyAsFit:
+    """Parts of a line, of which whole ones are left out from the end where the line would be too long."""
+
+    parts: Sequence[str]
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(0, cell_len(" · ".join(self.parts)))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = (" · ".join(self.parts[:count]) for count in range(len(self.parts), 0, -1))
+        yield Text(next((line for line in lines if cell_len(line) <= options.max_width), ""), style="cyan")

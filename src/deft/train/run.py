@@ -1,7 +1,9 @@
 """One fine-tuning run from start to finish: examples and settings in, a run folder with checkpoints out."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,10 +22,12 @@ from deft.prompt.format import ChatFormat, EncodeResult
 from deft.prompt.paint import paint
 from deft.prompt.pieces import painted_pieces
 from deft.rundir import check_writable, versions, write_json
+from deft.screen import say
 from deft.train.arguments import arguments_of
 from deft.train.checkpoint import checkpoints, disk_faults_told
-from deft.train.config import TrainConfig, check_device_for
+from deft.train.config import NO_VALIDATION, TrainConfig, check_device_for
 from deft.train.figure import draw_losses
+from deft.train.lock import run_held
 from deft.train.out_of_memory import memory_faults_told
 from deft.train.prepare import check_whole, load_to_train, prepare_device
 from deft.train.progress import Progress
@@ -54,13 +58,22 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig, train_examples: Sequence[Example], valid_examples: Sequence[Example], console: Console
+    config: TrainConfig,
+    train_examples: Sequence[Example],
+    valid_examples: Sequence[Example],
+    console: Console,
+    *,
+    measure_first: bool = True,
 ) -> TrainResult:
     """Fine-tune a model as `config` says and return where the result lies.
+
+    The loss of the validation rows is also measured before the training, unless `measure_first` is switched off.
 
     Raises:
         UserError: before anything is written, where the settings or the data make the run impossible.
     """
+    if not valid_examples:
+        config = dataclasses.replace(config, valid=(NO_VALIDATION,))
     check_device_for(config)
     arguments = arguments_of(config, Path("unused"))  # a wrong setting is told before a model loads
     processes = PartialState()
@@ -91,7 +104,9 @@ def train(
     record, progress = RunRecord(folder), Progress(console)
     if unfinished and processes.is_main_process:
         record.resume(checkpoint)
-        console.print(f"resuming {folder} at {checkpoint.name if checkpoint else 'its start'}", highlight=False)
+        say(
+            console, "resuming {folder} at {place}", folder=folder, place=checkpoint.name if checkpoint else "its start"
+        )
     elif processes.is_main_process:
         show_first_rows(
             train_examples, train_rows, tokenizer=loaded.tokenizer, num_rows=config.show_rows, console=console
@@ -105,7 +120,11 @@ def train(
         record=record,
         progress=progress,
     )
-    with quiet_transformers(), takes_packs(loaded.model), progress.shown(), disk_faults_told(folder):
+    trainer.args.eval_on_start = (
+        measure_first and config.validates and checkpoint is None
+    )  # a resumed run has measured that already
+    lock = run_held(folder) if processes.is_main_process else nullcontext()
+    with lock, quiet_transformers(), takes_packs(loaded.model), progress.shown(), disk_faults_told(folder):
         with memory_faults_told():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finished = trainer.state.global_step >= trainer.state.max_steps
@@ -209,13 +228,13 @@ def encode(
     """
     result = encode_once(examples, chat_format, tokenizer, max_length_tokens=config.max_length_tokens)
     if result.num_shortened:
-        console.print(f"{split}: {result.num_shortened} rows lost their oldest turns to fit", highlight=False)
+        say(console, "{split}: {rows} rows lost their oldest turns to fit", split=split, rows=result.num_shortened)
     if result.dropped:
         reasons: dict[str, int] = {}
         for row in result.dropped:
             reasons[row.reason] = reasons.get(row.reason, 0) + 1
         listed = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
-        console.print(f"{split}: dropped {len(result.dropped)} rows ({listed})", highlight=False)
+        say(console, "{split}: dropped {rows} rows ({listed})", split=split, rows=len(result.dropped), listed=listed)
     if not result.sequences:
         first = result.dropped[0]
         raise UserError(

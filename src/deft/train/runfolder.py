@@ -24,8 +24,8 @@ NOT_PART_OF_A_RUN = (
 )
 """Settings that may differ when a run is resumed; the number of rows in a step, which the last two make together with
 the number of processes, may not."""
-NOT_COMPARED = ("settings", "num_train_rows", "num_valid_rows", "versions", "finished")
-"""What a `run.json` holds besides; the numbers of rows are in the rows' fingerprints."""
+NOT_COMPARED = ("settings", "num_train_rows", "num_valid_rows", "held_out", "versions", "finished")
+"""What a `run.json` holds besides; which rows there are, and how many, is in the rows' fingerprints."""
 
 
 def run_identity(
@@ -34,6 +34,7 @@ def run_identity(
     """Return what decides a run's result: its settings, fingerprints of its rows and of the folder `model`."""
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_PART_OF_A_RUN}
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    held_out = [row.id for row in valid_rows.sequences] if valid_rows and not config.valid else []
     return {
         "settings": json.loads(json.dumps(settings, default=str)),
         "rows_per_step": config.batch_size * config.gradient_accumulation * num_processes,
@@ -42,7 +43,7 @@ def run_identity(
         "num_train_rows": len(train_rows.sequences),
         "num_valid_rows": len(valid_rows.sequences) if valid_rows else 0,
         "model": folder_fingerprint(model),
-    }
+    } | ({"held_out": held_out} if held_out else {})
 
 
 def rows_fingerprint(rows: Sequence[TokenSequence]) -> str:

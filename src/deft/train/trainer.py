@@ -27,6 +27,7 @@ from deft.model.memory_fault import is_out_of_memory
 from deft.prompt.format import ChatFormat
 from deft.prompt.store import save_chat_format
 from deft.rundir import remove
+from deft.screen import say
 from deft.train.checkpoint import mark_best, prune_checkpoints
 from deft.train.divergence import DivergenceWatch
 from deft.train.order import Batch, BatchLoader, RowOrder, Share
@@ -191,10 +192,13 @@ class SupervisedTrainer(Trainer):
         self.pack_capacity_tokens = shorter_capacity(self.pack_now, alone=is_alone)
         free_memory()
         self.record.log({"step": self.state.global_step, "pack_capacity_tokens": self.pack_capacity_tokens})
-        self.progress.console.print(
-            f"[yellow]out of memory[/] with a pack of {self.pack_now.num_tokens:,} tokens: from now on packs have at "
-            f"most {self.pack_capacity_tokens:,}; the rows of a step and its gradient stay the same",
-            highlight=False,
+        say(
+            self.progress.console,
+            "[yellow]out of memory[/] with a pack of {num_tokens:,} tokens: from now on packs have at most {most:,}; "
+            "the rows of a step and its gradient stay the same",
+            num_tokens=self.pack_now.num_tokens,
+            most=self.pack_capacity_tokens,
+            fold=True,
         )
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:

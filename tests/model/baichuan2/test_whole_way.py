@@ -135,10 +135,10 @@ def command(*words: object) -> None:
 
 def test_the_loss_of_each_ability_is_measured_and_falls(trained: Path) -> None:
     rows = [row for row in pq.read_table(trained / "rows.parquet").to_pylist() if row["split"] == "valid"]
-    assert len(rows) == 20 * len(TURNS)
+    assert len(rows) == 21 * len(TURNS), "before training, and after each epoch"
     for ability in ("数学", "语文"):
         curve = losses(trained, f"eval_loss_{ability}")
-        assert len(curve) == 20
+        assert len(curve) == 21
         assert curve[-1] < 0.2 < 2 < curve[0]
         last = [row for row in rows if row["ability"] == ability and row["epoch"] == 20]
         mean = sum(row["nll"] for row in last) / sum(row["num_supervised"] for row in last)
