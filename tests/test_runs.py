@@ -1,5 +1,6 @@
 """`deft runs`: what it lists, shows, compares and removes, in 80 columns."""
 
+import errno
 import json
 import re
 from pathlib import Path
@@ -147,6 +148,18 @@ def test_a_run_that_is_going_is_not_removed(place: Path, capsys: Any) -> None:
 def test_two_processes_do_not_train_in_one_folder(place: Path) -> None:
     with run_held(place / THIRD), pytest.raises(UserError, match="still going"), run_held(place / THIRD):
         raise AssertionError("the second must not begin")
+
+
+@pytest.mark.parametrize("fault", [NotImplementedError(), OSError(errno.ENOLCK, "No locks available")])
+def test_a_disk_that_knows_no_locks_is_trained_on_all_the_same(
+    place: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise fault
+
+    monkeypatch.setattr("deft.train.lock.FileLock.acquire", refuse)
+    with run_held(place / THIRD):
+        assert not is_running(place / THIRD)
 
 
 @pytest.mark.parametrize("name", ["20260102-030407", ".", "..", "../数据", "notes.txt", ""])

@@ -3,6 +3,7 @@
 The system frees it when the process ends, however it ends, so a lock is never stale.
 """
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +14,13 @@ from deft.errors import UserError
 from deft.rundir import cannot_write
 
 LOCK_FILE = ".lock"
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a system says of a disk that knows no locks."""
 
 
 @contextmanager
 def run_held(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run.
+    """Hold the lock of a run; a network disk that knows no locks is written to without one.
 
     Raises:
         UserError: if another process holds it, or it cannot be made.
@@ -28,8 +31,11 @@ def run_held(folder: Path) -> Iterator[None]:
     except Timeout as error:
         fix = "wait for it, or stop it (Ctrl-C in its terminal); without --resume-training a new run begins"
         raise UserError("this run is still going", where=str(folder), fix=fix) from error
+    except NotImplementedError:  # what filelock makes of ENOSYS
+        pass
     except OSError as error:
-        raise cannot_write(folder, error) from error
+        if error.errno not in WITHOUT_LOCKS:
+            raise cannot_write(folder, error) from error
     try:
         yield
     finally:
@@ -44,7 +50,9 @@ def is_running(folder: Path) -> bool:
     lock = FileLock(folder / LOCK_FILE, blocking=False)
     try:
         lock.acquire()
-    except (Timeout, OSError):
+    except Timeout:
         return True
+    except (OSError, NotImplementedError):
+        return False
     lock.release()
     return False
