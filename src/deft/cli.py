@@ -19,6 +19,7 @@ from cyclopts.validators import Number
 from deft import __version__
 from deft.errors import UserError
 from deft.screen import say
+from deft.serve.defaults import TEMPERATURE
 from deft.train.config import TrainConfig
 
 INTERRUPTED = 130
@@ -285,6 +286,10 @@ def chat(
     *,
     identity_file: Path = Path("model_identity.txt"),
     context_limit_tokens: Annotated[int | None, AT_LEAST_1] = None,
+    temperature: Annotated[float, Parameter(validator=Number(gte=0))] = TEMPERATURE,
+    top_p: Annotated[float | None, Parameter(validator=Number(gt=0, lte=1))] = None,
+    max_new_tokens: Annotated[int | None, AT_LEAST_1] = None,
+    seed: Annotated[int | None, Parameter(validator=Number(gte=0))] = None,
 ) -> None:
     """Talk to a model in the terminal.
 
@@ -296,12 +301,26 @@ def chat(
         Text file that says who the model is; empty or missing means nothing is said.
     context_limit_tokens
         Oldest turns are forgotten past this many tokens; by default 2,048, or what the model reaches.
+    temperature
+        0 always takes the likeliest token, above 0 tokens are drawn.
+    top_p
+        Draw from the likeliest tokens that make up this share; 0.9 unless the temperature is 0.
+    max_new_tokens
+        Longest reply; by default 1,024, or half of the context limit.
+    seed
+        Makes replies repeatable: the same prompt gets the same reply.
     """
     from deft.serve.assistant import Assistant
-    from deft.serve.terminal import run_chat
+    from deft.serve.terminal import chat_sampling, run_chat
 
-    assistant = Assistant(model, identity_file=identity_file, context_limit_tokens=context_limit_tokens)
-    run_chat(assistant, console=console())
+    sampling = chat_sampling(temperature=temperature, top_p=top_p, seed=seed)
+    assistant = Assistant(
+        model,
+        identity_file=identity_file,
+        context_limit_tokens=context_limit_tokens,
+        max_new_tokens=max_new_tokens,
+    )
+    run_chat(assistant, console=console(), **sampling)
 
 
 @app.command

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from deft.errors import UserError
 from deft.serve.assistant import Assistant
-from deft.serve.terminal import TerminalChat, printable, run_chat
+from deft.serve.terminal import TerminalChat, changed, chat_sampling, printable, run_chat
 
 Script = Callable[..., list[list[int]]]
 
@@ -126,6 +126,13 @@ def test_a_saved_row_reads_as_training_data(say: Callable[..., str], script: Scr
         ("/save", "/save needs a file"),
         ("/save x.jsonl", "there is no conversation to save yet"),
         ("/rest", "did you mean '/reset'?"),
+        ("/set temprature 1", "did you mean 'temperature'?"),
+        ("/set temperature 热", "temperature must be a number"),
+        ("/set temperature -1", "temperature must be a number at least 0"),
+        ("/set temperature nan", "temperature must be a number at least 0"),
+        ("/set top_p 0.5", "temperature 0 always takes the likeliest token"),
+        ("/set max_new_tokens 9999", "max_new_tokens leaves no room"),
+        ("/set seed 一", "seed must be a whole number"),
         ("问" * 200, "the last message is too long"),
     ],
 )
@@ -143,9 +150,64 @@ def test_a_file_that_was_there_is_left_alone(say: Callable[..., str], script: Sc
     assert file.read_text(encoding="utf-8") == "重要"
 
 
+def test_settings_are_shown_and_set(
+    say: Callable[..., str], assistant: Assistant, monkeypatch: Any, script: Any
+) -> None:
+    script("春眠不觉晓")
+    seen: list[dict[str, Any]] = []
+    stream = assistant.stream
+    monkeypatch.setattr(assistant, "stream", lambda *a, **k: seen.append(k) or stream(*a, **k))
+    lines = ["/set temperature 0.3", "你好", "/set temperature 0", "/set max_new_tokens 6", "/set seed 7", "你好"]
+    shown = say(*lines, "/set seed -", "/set", temperature=0.7, top_p=0.9)
+    assert seen == [{"temperature": 0.3, "top_p": 0.9}, {"temperature": 0.0, "max_new_tokens": 6, "seed": 7}]
+    assert shown.endswith("max_new_tokens 6\ntemperature 0.0\ntop_p 1.0\ntop_k 0\nrepetition_penalty 1.0\nseed -\n")
+    assert "春眠\n" in shown, "six bytes are two characters"
+
+
+def test_the_defaults_are_those_of_the_page() -> None:
+    assert chat_sampling() == {"temperature": 0.7, "top_p": 0.9}
+    assert chat_sampling(temperature=0, seed=1) == {"temperature": 0, "seed": 1}
+    assert chat_sampling(temperature=0, top_p=0.5) == {"temperature": 0, "top_p": 0.5}, "refused later, not dropped"
+    assert changed({"temperature": 0}, "temperature", "1") == {"top_p": 0.9, "temperature": 1.0}
+    assert changed({"temperature": 1.0, "top_p": 0.5, "top_k": 3}, "temperature", "0") == {"temperature": 0.0}
+    assert changed({"temperature": 0.2, "top_p": 0.5}, "temperature", "-") == {"temperature": 0.7, "top_p": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("flags", "sampling", "longest"),
+    [
+        ([], {"temperature": 0.7, "top_p": 0.9}, 256),
+        (["--temperature", "0"], {"temperature": 0.0}, 256),
+        (
+            ["--temperature", "0.2", "--top-p", "0.5", "--max-new-tokens", "9", "--seed", "3"],
+            {"temperature": 0.2, "top_p": 0.5, "seed": 3},
+            9,
+        ),
+    ],
+)
+def test_the_command_takes_the_settings(
+    flags: list[str], sampling: dict[str, Any], longest: int, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deft.cli import app
+
+    called: list[Any] = []
+    monkeypatch.setattr(
+        "deft.serve.terminal.run_chat", lambda assistant, *, console, **given: called.append((assistant, given))
+    )
+    app(
+        ["chat", str(tiny_folder), "--identity-file", os.devnull, *flags],
+        exit_on_error=False,
+        result_action="return_value",
+    )
+    [(assistant, given)] = called
+    assert (given, assistant.max_new_tokens) == (sampling, longest)
+
+
 def test_help_names_every_command(say: Callable[..., str]) -> None:
     shown = say("/help")
-    assert all(command in shown for command in ("/reset", "/identity", "/save FILE", "/help", "/exit"))
+    assert all(
+        command in shown for command in ("/reset", "/identity", "/set NAME VALUE", "/save FILE", "/help", "/exit")
+    )
 
 
 def test_exit_leaves_the_rest_unread(say: Callable[..., str], script: Script) -> None:

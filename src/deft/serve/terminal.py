@@ -7,15 +7,18 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from deft.errors import UserError, did_you_mean
+from deft.model.sampling import Sampling
 from deft.rundir import write_text
 from deft.screen import say
 from deft.serve.assistant import REPLACEMENT, Assistant
+from deft.serve.defaults import TEMPERATURE, TOP_P
 from deft.types import Message, content_id
 
 PROMPT = "> "
@@ -23,6 +26,8 @@ HELP = """\
 /reset            begin a new conversation
 /identity         show the model's identity
 /identity TEXT    set it, and begin a new conversation ("/identity -" for none)
+/set              show the settings of sampling
+/set NAME VALUE   change one, e.g. "/set temperature 0.3" ("/set seed -" for none)
 /save FILE        write the conversation as one JSONL row
 /help             this text
 /exit             leave (or Ctrl-D, or Ctrl-C twice); Ctrl-C during a reply stops it"""
@@ -34,7 +39,7 @@ def run_chat(assistant: Assistant, *, console: Console, **sampling: Any) -> None
     Raises:
         UserError: before the first line, if a sampling setting is wrong; what is wrong later is shown in the chat.
     """
-    assistant.sampling(**sampling)
+    assistant.prompt_budget(assistant.sampling(**sampling))
     TerminalChat(assistant, console, sampling).run()
 
 
@@ -49,6 +54,7 @@ class TerminalChat:
         self.commands: dict[str, Callable[[str], None]] = {
             "/reset": self.reset,
             "/identity": self.identity,
+            "/set": self.set,
             "/save": self.save,
             "/help": lambda _: self.note(HELP),
         }
@@ -143,6 +149,17 @@ class TerminalChat:
             self.messages = []
         self.note(self.assistant.identity or "(no identity)")
 
+    def set(self, words: str) -> None:
+        """Show the settings of sampling, or change one; a reply must still have room for it."""
+        if words:
+            name, _, value = words.partition(" ")
+            sampling = changed(self.sampling, name, value.strip())
+            self.assistant.prompt_budget(self.assistant.sampling(**sampling))
+            self.sampling = sampling
+        shown = self.assistant.sampling(**self.sampling)
+        values = {field.name: getattr(shown, field.name) for field in fields(Sampling)}
+        self.note("\n".join(f"{name} {'-' if value is None else value}" for name, value in values.items()))
+
     def save(self, name: str) -> None:
         """Write the conversation as one JSONL row; a file that this chat did not write is left alone."""
         if not name:
@@ -167,6 +184,50 @@ class TerminalChat:
         """Print something that is not the model's, dimly."""
         for line in text.splitlines():
             say(self.console, "{line}", line=line, style=style)
+
+
+def chat_sampling(
+    *,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    max_new_tokens: int | None = None,
+    seed: int | None = None,
+) -> dict[str, Any]:
+    """Return the sampling of a chat, with the page's defaults for what is not given."""
+    given = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
+    sampling = {"temperature": TEMPERATURE, **{name: value for name, value in given.items() if value is not None}}
+    if sampling["temperature"] != 0:
+        sampling.setdefault("top_p", TOP_P)
+    return sampling
+
+
+def changed(sampling: dict[str, Any], name: str, value: str) -> dict[str, Any]:
+    """Return settings with one changed to what was typed; "-" takes it back to its default.
+
+    With temperature 0 the settings that have effect only above it go, and come back with the next temperature.
+
+    Raises:
+        UserError: if there is no such setting, or the value is no number.
+    """
+    kinds = {
+        field.name: float if field.name in {"temperature", "top_p", "repetition_penalty"} else int
+        for field in fields(Sampling)
+    }
+    if name not in kinds:
+        raise UserError("there is no such setting", got=name, fix=did_you_mean(name, kinds))
+    rest = {each: given for each, given in sampling.items() if each != name}
+    if value == "-":
+        return chat_sampling(**rest) if name in {"temperature", "top_p"} else rest
+    try:
+        number = kinds[name](value)
+    except ValueError as error:
+        wanted = "a number" if kinds[name] is float else "a whole number"
+        raise UserError(f"{name} must be {wanted}", got=value, fix=f"/set {name} NUMBER") from error
+    if name == "temperature" and number == 0:
+        rest = {each: given for each, given in rest.items() if each not in {"top_p", "top_k"}}
+    elif name == "temperature" and sampling.get("temperature") == 0:
+        rest.setdefault("top_p", TOP_P)
+    return {**rest, name: number}
 
 
 def printable(text: str) -> str:
