@@ -3,7 +3,16 @@
 import sys
 
 from deft.cli import run_or_explain, train_files
+from deft.model.pull import fetch_embedded
 from deft.train.ancestor import config_from_flags
 
+
+def main() -> None:
+    """Train as the flags say."""
+    config = config_from_flags(sys.argv[1:])
+    fetch_embedded(config.model)
+    train_files(config)
+
+
 if __name__ == "__main__":
-    sys.exit(run_or_explain(lambda: train_files(config_from_flags(sys.argv[1:]))))
+    sys.exit(run_or_explain(main))

@@ -84,10 +84,40 @@ def test_the_embedded_model_must_be_pulled_first() -> None:
     assert (caught.value.what, caught.value.fix) == ("smollm2-135m is not in models", "deft pull smollm2-135m")
 
 
+def test_the_place_of_an_alias_means_the_alias_until_something_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DEFT_MODELS_DIR", raising=False)
+    assert find_model("models/qwen3-0.6b") == "Qwen/Qwen3-0.6B-Base"
+    with pytest.raises(UserError, match="smollm2-135m is not in models"):
+        find_model("models/smollm2-135m")
+    monkeypatch.setenv("DEFT_MODELS_DIR", str(tmp_path / "模型"))
+    with pytest.raises(UserError, match=r"smollm2-135m is not in .*模型"):
+        find_model(tmp_path / "模型" / "smollm2-135m")
+    (tmp_path / "models" / "qwen3-0.6b").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"config\.json"):
+        find_model("models/qwen3-0.6b")
+
+
+def test_a_run_that_is_not_there_yet_is_no_model_of_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/latest", "runs/latest/best", "我的/latest/checkpoint-1"):
+        with pytest.raises(UserError, match=f"there is no run in {Path(name).parts[0]} yet") as caught:
+            find_model(name)
+        assert "deft quickstart" in str(caught.value.fix)
+    (tmp_path / "runs" / "latest").mkdir(parents=True)
+    with pytest.raises(UserError, match="the latest run has no best checkpoint yet"):
+        find_model("runs/latest/best")
+    with pytest.raises(UserError, match="there is no such model"):
+        find_model("models/my-own")
+
+
 @pytest.mark.parametrize(
     ("name", "fix"),
     [
         ("smollm2-135", "did you mean 'smollm2-135m'?"),
+        ("models/smollm2-135", "did you mean 'smollm2-135m'?"),
         ("模型/tiny-lama", "did you mean 模型/tiny-llama?"),
         ("./模型/tiny-lama", "did you mean 模型/tiny-llama?"),
         ("模型x", "did you mean 模型?"),

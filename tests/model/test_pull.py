@@ -20,7 +20,7 @@ from deft.model import embedded
 from deft.model.embedded import MODEL_FILES, convert, find_damage
 from deft.model.known import KNOWN_MODELS
 from deft.model.load import find_model, load_model
-from deft.model.pull import pull
+from deft.model.pull import fetch_embedded, pull
 from deft.model.tiny import byte_characters
 
 GGUF = b"GGUF: not really, \xe6\xa8\xa1\xe5\x9e\x8b"
@@ -636,3 +636,15 @@ def test_the_real_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     inputs = tokenizer(prompt, return_tensors="pt")
     reply = model.generate(**inputs, max_new_tokens=20, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert tokenizer.decode(reply) == "The capital of France is Paris.<|im_end|>"
+
+
+def test_the_old_commands_fetch_the_embedded_model_when_it_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DEFT_MODELS_DIR", raising=False)
+    pulled: list[str] = []
+    monkeypatch.setattr("deft.model.pull.pull", lambda alias, **_: pulled.append(alias))
+    for name in ("models/smollm2-135m", "smollm2-135m", "some/model", "qwen3-0.6b", "模型", "runs/latest/best"):
+        fetch_embedded(name)
+    assert pulled == ["smollm2-135m"] * 2

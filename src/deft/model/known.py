@@ -91,9 +91,15 @@ def models_folder(models_dir: Path | None = None) -> Path:
 
 
 def find_known(name: str) -> KnownModel | None:
-    """Return the known model with this alias or hub id, if there is one."""
+    """Return the known model with this alias or hub id, if there is one.
+
+    Its place in the models folder, such as `models/smollm2-135m`, means the alias while nothing is there.
+    """
     if name in KNOWN_MODELS:
         return KNOWN_MODELS[name]
+    path = Path(name)
+    if path.name in KNOWN_MODELS and path.parent in {Path("models"), models_folder()} and not path.exists():
+        return KNOWN_MODELS[path.name]
     return next((model for model in KNOWN_MODELS.values() if model.hub_id == name), None)
 
 

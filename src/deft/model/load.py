@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+OWN_FOLDERS = {Path("models"), Path("runs")}
+"""Where deft itself puts models: a name that begins with one of them is no hub's, also before there is any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -85,17 +87,24 @@ def find_model(name: str | Path, *, weights: bool = True) -> str | Path:
         raise UserError(
             "a model is a folder, and this is a file", got=str(name), fix="give the folder that holds the model"
         )
-    if HUB_ID.fullmatch(str(name)) and not folder.parent.is_dir():
+    if HUB_ID.fullmatch(str(name)) and not folder.parent.is_dir() and folder.parent not in OWN_FOLDERS:
         return str(name)
     raise unknown_model(str(name), folder)
 
 
 def unknown_model(name: str, folder: Path) -> UserError:
     """Return the error for a name that is neither an alias nor a folder, with the folders and aliases near it."""
-    if name == folder.name:
-        near = difflib.get_close_matches(name, KNOWN_MODELS, n=1)
+    if name == folder.name or folder.parent in OWN_FOLDERS:
+        near = difflib.get_close_matches(folder.name, KNOWN_MODELS, n=1)
         if near:
             return UserError("there is no such model", got=name, fix=f"did you mean {near[0]!r}?")
+    if (latest := next((each for each in (folder, *folder.parents) if each.name == "latest"), None)) is not None:
+        if not latest.exists():
+            fix = "deft quickstart, or deft train --train FILE, makes the first"
+            return UserError(f"there is no run in {latest.parent} yet", got=name, fix=fix)
+        if folder == latest / "best":
+            fix = "wait for its first validation, or take one of its checkpoints"
+            return UserError("the latest run has no best checkpoint yet", got=name, fix=fix)
     beside = [entry.name for entry in folder.parent.iterdir() if entry.is_dir()] if folder.parent.is_dir() else []
     if near := difflib.get_close_matches(folder.name, beside, n=3):
         fix = "did you mean " + " or ".join(str(folder.parent / each) for each in near) + "?"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deft.errors import UserError, did_you_mean
 from deft.model.embedded import Tell, pull_embedded
-from deft.model.known import KNOWN_MODELS, NETWORK_TIMEOUT_S, find_known, models_folder
+from deft.model.known import KNOWN_MODELS, NETWORK_TIMEOUT_S, find_known, is_present, models_folder
 from deft.rundir import cannot_write
 
 HUB_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "LICENSE*")
@@ -42,6 +42,17 @@ def pull(
     if model is None and alias.count("/") != 1:
         raise UserError("unknown model", got=alias, fix=f"{did_you_mean(alias, KNOWN_MODELS)}; or a hub id: org/name")
     return pull_hub(model.hub_id if model and model.hub_id else alias, tell=tell)
+
+
+def fetch_embedded(name: str) -> None:
+    """Fetch the embedded model if it is asked for and not here, as the ancestor's commands do.
+
+    Raises:
+        UserError: as `pull` does.
+    """
+    model = find_known(name)
+    if model is not None and model.hub_id is None and not is_present(model):
+        pull(model.alias, progress=lambda line: print(line, flush=True))
 
 
 def pull_hub(hub_id: str, *, weights: bool = True, tell: Tell = lambda line: None) -> Path:
