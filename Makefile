@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 DEV_STAMP := .venv/.installed-dev
 DEEPSPEED := .venv/deepspeed
 
-.PHONY: install install-dev quickstart test test-slow check format clean
+.PHONY: install install-dev quickstart test test-slow chromium check format clean
 
 install: $(STAMP)
 install-dev: $(DEV_STAMP)
@@ -37,7 +37,17 @@ quickstart: install
 test: install-dev
 	$(BIN)/python -m pytest -n 2
 
-test-slow: install-dev $(DEEPSPEED)/.installed
+# The browser of the page's tests: the system's, else Debian's package, else the one that Playwright brings.
+chromium: install-dev
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
+	[ "$$(id -u)" = 0 ] && as_root= || as_root="sudo -n"; \
+	if command -v apt-get >/dev/null && $$as_root true 2>/dev/null; then \
+		$$as_root apt-get update -qq && $$as_root apt-get install -y -qq chromium; \
+	else \
+		$(BIN)/python -m playwright install chromium; \
+	fi
+
+test-slow: install-dev $(DEEPSPEED)/.installed chromium
 	$(BIN)/deft pull smollm2-135m
 	$(BIN)/python -m pytest -m slow
 

@@ -730,7 +730,9 @@ CASES = [
     ),
     # chat, and the quickstart
     Case(name="chat_alias", command="deft chat smolm2-135m", words=("no such model", "did you mean 'smollm2-135m'")),
-    Case(name="chat_unfinished_run", command="deft chat runs/latest/best", words=("no such model", "runs/latest/best")),
+    Case(
+        name="chat_unfinished_run", command="deft chat runs/latest/best", words=("no run in runs", "runs/latest/best")
+    ),
     Case(
         name="chat_no_context",
         command=f"deft chat {TINY} --context-limit-tokens 0",

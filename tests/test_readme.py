@@ -217,7 +217,7 @@ def furnished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def build_only(assistant: object, *, lang: str, **_: object) -> None:
+def build_only(assistant: object, _: object, *, lang: str) -> None:
     """Build the chat page, as `serve_page` does, and do not wait for visitors."""
     from deft.serve.web import build_page
 

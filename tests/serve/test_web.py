@@ -8,38 +8,33 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import gradio as gr
 import pytest
 from gradio_client import Client
 
 from deft.errors import UserError
 from deft.serve import web
 from deft.serve.assistant import Assistant
-from deft.serve.web import TEXTS, build_page, check_reachable, is_loopback, launch_page
+from deft.serve.server import Address, ServedPage, is_loopback
+from deft.serve.web import TEXTS, build_page, launch_page
 
 Script = Callable[..., list[list[int]]]
 ROOT = Path(__file__).parents[2]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
-def page(assistant: Assistant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[gr.Blocks]:
+def page(assistant: Assistant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServedPage]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
-    served = launch_page(assistant, port=free_port(), lang="zh")
+    served = launch_page(assistant, Address(port=0), lang="zh")
     yield served
     served.close()
 
 
 @pytest.fixture
-def client(page: gr.Blocks) -> Client:
+def client(page: ServedPage) -> Client:
     return Client(page.local_url, verbose=False)
 
 
@@ -93,6 +88,64 @@ def test_clear_and_retry(client: Client, script: Script) -> None:
     assert said(client.predict(0.0, 0.9, 64, "", api_name="/retry")[1]) == []
 
 
+def test_a_cleared_reply_writes_nothing_afterwards(client: Client, script: Script) -> None:
+    script("一")
+    send(client, "旧问题一").result(timeout=60)
+    steps: list[int] = []
+    prompts = script("春眠不觉晓，处处闻啼鸟。", delay_s=0.05, at_step=steps.append)
+    for num_steps in (1, 5, 12):  # at the first token, and later
+        steps.clear()
+        job = send(client, "旧问题二")
+        while len(steps) < num_steps:
+            time.sleep(0.005)
+        assert said(client.predict(api_name="/clear")[1]) == []
+        assert said(job.result(timeout=60)[1]) == []
+        assert said(send(client, "新问题", max_new_tokens=3).result(timeout=60)[1])[0] == ("user", "新问题")
+        assert "旧问题" not in bytes(token for token in prompts[-1] if token < 256).decode()
+        client.predict(api_name="/clear")
+
+
+def test_a_clear_at_the_very_end_wins(assistant: Assistant, script: Script) -> None:
+    """A clear between the reply's last piece and its keeping: nothing is kept, nothing shown."""
+    script("春眠")
+    session = web.ChatSession(assistant, lang="zh")
+    request: Any = SimpleNamespace(session_hash="甲")
+    conversation = [{"role": "user", "content": "旧"}, {"role": "assistant", "content": "答"}]
+    reply = session.send("旧问题", conversation, 0.0, 1.0, 64, "", request)
+    assert next(reply)[1][-1] == {"role": "user", "content": "旧问题"}
+    assert next(reply)[1][-1]["content"] == "春"
+    assert next(reply)[1][-1]["content"] == "春眠"
+    session.clear(conversation, request)
+    [(box, shown, *_)] = reply
+    assert shown == [] and "value" not in box, "what is being typed stays"
+    assert conversation == [] and session.cancels == {}
+
+
+def test_stop_stops_the_identitys_reply_too(role_token_folder: Path, script: Script) -> None:
+    """Without a system role the identity is a message that the model answers first."""
+    served = launch_page(
+        Assistant(role_token_folder, identity_file=None, max_new_tokens=64), Address(port=0), lang="zh"
+    )
+    try:
+        steps: list[int] = []
+        script("春眠不觉晓，处处闻啼鸟。", delay_s=0.05, at_step=steps.append)
+        client = Client(served.local_url, verbose=False)
+        job = send(client, "你是谁？", identity="你叫小德。")
+        while len(steps) < 5:
+            time.sleep(0.005)
+        client.predict(api_name="/stop")
+        final = job.result(timeout=60)
+        assert (box_text(final[0]), said(final[1]), final[-1]) == ("你是谁？", [], TEXTS["zh"]["stop"])
+        num_steps = len(steps)
+        assert num_steps < 20
+        time.sleep(0.3)
+        assert len(steps) == num_steps
+        script("好")
+        assert said(send(client, "你是谁？", identity="你叫小德。").result(timeout=60)[1])[-1] == ("assistant", "好")
+    finally:
+        served.close()
+
+
 def test_the_identity_belongs_to_the_session(client: Client, script: Script, assistant: Assistant) -> None:
     prompts = script("好")
     send(client, "你是谁？", identity="你叫小德。").result(timeout=60)
@@ -102,7 +155,7 @@ def test_the_identity_belongs_to_the_session(client: Client, script: Script, ass
     assert assistant.identity == ""
 
 
-def test_two_sessions_have_two_conversations(page: gr.Blocks, client: Client, script: Script) -> None:
+def test_two_sessions_have_two_conversations(page: ServedPage, client: Client, script: Script) -> None:
     script("好")
     send(client, "我的秘密").result(timeout=60)
     other = Client(page.local_url, verbose=False)
@@ -139,24 +192,24 @@ def test_sampling_reaches_the_model(client: Client, assistant: Assistant, monkey
 
 
 def test_nothing_is_written_and_nothing_is_recorded(
-    client: Client, page: gr.Blocks, script: Script, tmp_path: Path
+    client: Client, page: ServedPage, script: Script, tmp_path: Path
 ) -> None:
     script("好")
     send(client, "我的秘密").result(timeout=60)
     written = [file for file in tmp_path.rglob("*") if file.is_file() and "秘密".encode() in file.read_bytes()]
     assert written == []
-    assert not page.run_history
-    assert not page.analytics_enabled
+    assert not page.page.run_history
+    assert not page.page.analytics_enabled
 
 
-def test_the_page_needs_nothing_from_outside(page: gr.Blocks) -> None:
+def test_the_page_needs_nothing_from_outside(page: ServedPage) -> None:
     with urllib.request.urlopen(page.local_url + "theme.css") as answer:
         theme = answer.read().decode()
     assert "fonts.googleapis" not in theme and "system-ui" in theme
 
 
 def test_a_password_keeps_others_out(assistant: Assistant) -> None:
-    served = launch_page(assistant, port=free_port(), password="口令")
+    served = launch_page(assistant, Address(port=0, password="口令"))
     try:
         with pytest.raises(urllib.error.HTTPError, match="401"):
             urllib.request.urlopen(served.local_url + "config")
@@ -175,11 +228,18 @@ def test_a_password_keeps_others_out(assistant: Assistant) -> None:
 )
 def test_a_page_that_others_can_reach_needs_a_password(host: str, share: bool, fault: str) -> None:
     with pytest.raises(UserError, match="others could reach this page, so it needs a password") as error:
-        check_reachable(host, share=share, password=None)
+        Address(host=host, share=share).check()
     assert error.value.got == fault
     with pytest.raises(UserError, match="the password is empty"):
-        check_reachable(host, share=share, password="")
-    check_reachable(host, share=share, password="口令")
+        Address(host=host, share=share, password="").check()
+    Address(host=host, share=share, password="口令").check()
+
+
+def test_a_page_behind_a_proxy_needs_one_too() -> None:
+    for address in (Address(server_names=("chat.example.org",)), Address(trusted_proxies=("127.0.0.1",))):
+        with pytest.raises(UserError, match="so it needs a password") as error:
+            address.check()
+        assert error.value.got == "behind a proxy"
 
 
 def test_loopback_addresses() -> None:
@@ -193,7 +253,7 @@ def test_a_taken_port_is_named(assistant: Assistant) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"cannot serve on 127.0.0.1:{port}"):
-            launch_page(assistant, port=port)
+            launch_page(assistant, Address(port=port))
 
 
 @pytest.mark.parametrize("lang", ["en", "zh"])
@@ -218,16 +278,74 @@ def run_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 def test_the_command_serves_the_model_it_is_given(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[Any] = []
-    monkeypatch.setattr(web, "serve_page", lambda assistant, **options: served.append((assistant.name, options)))
+    monkeypatch.setattr(
+        web, "serve_page", lambda assistant, address, **options: served.append((assistant.name, address, options))
+    )
     arguments = ["--model_name_or_path", str(tiny_folder), "--port", "7999", "--lang", "zh"]
     assert run_command(monkeypatch, *arguments) == 0
-    options = {"host": "127.0.0.1", "port": 7999, "share": False, "password": None, "lang": "zh"}
-    assert served == [("小模型", options)]
+    assert served == [("小模型", Address(port=7999), {"lang": "zh"})]
+
+
+def test_the_command_takes_a_password_and_a_place_behind_a_proxy(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[Any] = []
+    monkeypatch.setattr(web, "serve_page", lambda assistant, address, **options: served.append(address))
+    (tmp_path / "口令.txt").write_text("口令\n", encoding="utf-8")
+    names = ["--server_name", "chat.example.org", "--server-name", "另.example", "--trusted-proxy", "10.0.0.1"]
+    arguments = ["--model_name_or_path", str(tiny_folder), "--host", "0.0.0.0", *names]
+    assert run_command(monkeypatch, *arguments, "--password-file", str(tmp_path / "口令.txt")) == 0
+    monkeypatch.setenv("DEFT_PASSWORD", "环境")
+    assert run_command(monkeypatch, "--model_name_or_path", str(tiny_folder)) == 0
+    assert served == [
+        Address(
+            host="0.0.0.0",
+            password="口令",
+            server_names=("chat.example.org", "另.example"),
+            trusted_proxies=("10.0.0.1",),
+        ),
+        Address(password="环境"),
+    ]
+
+
+def test_the_command_fetches_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a fresh clone there is no `models/smollm2-135m`, which the command names by default."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DEFT_MODELS_DIR", raising=False)
+    monkeypatch.setattr(web, "serve_page", lambda *_, **__: pytest.fail("there is a model"))
+    fetched: list[str] = []
+    monkeypatch.setattr("deft.model.pull.pull", lambda alias, **_: fetched.append(alias))
+    assert run_command(monkeypatch) == 2, "the stand-in brought no model"
+    assert fetched == ["smollm2-135m"]
+
+
+def test_a_public_link_is_a_name_of_the_page(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    link = "http://abc123.gradio.live"
+    monkeypatch.setattr("gradio.networking.setup_tunnel", lambda **options: asked.append(options) or link)
+    served = launch_page(assistant, Address(port=0, share=True, password="口令"))
+    try:
+        assert served.share_url == "https://abc123.gradio.live"
+        assert (asked[0]["local_host"], asked[0]["local_port"]) == ("127.0.0.1", served.gate.port)
+        request = urllib.request.Request(served.local_url, headers={"Host": "abc123.gradio.live"})
+        page = urllib.request.urlopen(request).read().decode()
+        assert "amazonaws" not in page, "the page comes from here, not from Gradio's store"
+    finally:
+        served.close()
+
+    def fail(**_: Any) -> str:
+        raise RuntimeError("没有网络")
+
+    monkeypatch.setattr("gradio.networking.setup_tunnel", fail)
+    with pytest.raises(UserError, match="Gradio gave no public link") as caught:
+        launch_page(assistant, Address(port=0, share=True, password="口令"))
+    assert "没有网络" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--host", "127.0.0.1", "--trusted_proxy", "代理"], "a trusted proxy is given by its address"),
         (["--host", "0.0.0.0"], "others could reach this page, so it needs a password"),
         (["--share"], "others could reach this page, so it needs a password"),
         (["--model_name_or_path", "没有/这个/模型"], "there is no such model"),

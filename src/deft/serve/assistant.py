@@ -87,10 +87,11 @@ class Assistant:
         text = text.replace("\\n", "\n").strip()
         self.identity, self.identity_messages = text, self.identity_prefix(text)
 
-    def identity_prefix(self, text: str) -> list[Message]:
+    def identity_prefix(self, text: str, *, cancel: threading.Event | None = None) -> list[Message]:
         """Return the messages that put an identity before a conversation.
 
-        The reply that is kept where the format has no system role is cut at a quarter of the context limit.
+        The reply that is kept where the format has no system role is cut at a quarter of the context limit. Setting
+        `cancel` stops it; then there are no messages.
 
         Raises:
             UserError: if the text is too long, or the model gave no reply to keep.
@@ -104,7 +105,9 @@ class Assistant:
             self.check_room(asked, text)
             quarter = max(self.context_limit_tokens // 4, 1)
             settings = self.sampling(max_new_tokens=min(self.max_new_tokens, quarter))
-            [reply] = self.generate([self.chat_format.encode_prompt(asked)], settings)
+            [reply] = self.generate([self.chat_format.encode_prompt(asked)], settings, cancel)
+            if reply.finish_reason == "cancelled":
+                return []
             answer = self.text_of(reply)
             if not answer.strip():
                 fix = "word the identity in another way, or train it into the model"
@@ -237,9 +240,17 @@ class Assistant:
         fitting = fit_prompt(messages, self.chat_format, max_prompt_tokens=budget)
         return encode([*identity, *fitting])
 
-    def generate(self, prompts: Sequence[Sequence[int]], settings: Sampling) -> list[Reply]:
-        """Answer encoded prompts, ending at the chat format's stop tokens."""
-        return generate(self.model, prompts, stop_token_ids=self.chat_format.stop_token_ids, settings=settings)
+    def generate(
+        self, prompts: Sequence[Sequence[int]], settings: Sampling, cancel: threading.Event | None = None
+    ) -> list[Reply]:
+        """Answer encoded prompts, ending at the chat format's stop tokens or when `cancel` is set."""
+        return generate(
+            self.model,
+            prompts,
+            stop_token_ids=self.chat_format.stop_token_ids,
+            settings=settings,
+            should_stop=None if cancel is None else cancel.is_set,
+        )
 
     def decode(self, ids: Sequence[int], *, is_whole: bool = True) -> str:
         """Return a reply's text; of one that was cut or is still coming in, without half a character at its end."""

@@ -5,20 +5,18 @@ off, and the page needs nothing from outside. Each session has its own conversat
 """
 
 import hmac
-import ipaddress
-import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import Any
 
+import gradio as gr
+
 from deft.errors import UserError, did_you_mean
 from deft.serve.assistant import Assistant
+from deft.serve.defaults import TEMPERATURE, TOP_P
+from deft.serve.server import Address, ServedPage, serve
 from deft.types import Message
-
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it when it is imported
-
-import gradio as gr
 
 TEXTS: dict[str, dict[str, str]] = {
     "en": {
@@ -61,98 +59,57 @@ TEXTS: dict[str, dict[str, str]] = {
 FONTS = ("system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif")
 CSS = """
 #status {min-height: 1.4em; opacity: .65; font-size: .85em}
+.message-content {contain: layout paint} /* what a message places stays within it */
 .gradio-container {width: 100% !important; max-width: 1200px !important; margin: 0 auto !important}
 """
+
+# fmt: off
+SHOWN_AS_TEXT = [
+    "animate", "animatemotion", "animatetransform", "applet", "area", "audio", "base", "body", "datalist", "dialog",
+    "embed", "feimage", "fencedframe", "fieldset", "foreignobject", "form", "frame", "frameset", "head", "html",
+    "iframe", "image", "img", "input", "label", "legend", "link", "map", "marquee", "math", "menu", "meta", "meter",
+    "noembed", "noframes", "noscript", "object", "optgroup", "option", "output", "param", "picture", "portal",
+    "progress", "script", "select", "set", "slot", "source", "style", "template", "textarea", "title", "track", "use",
+    "video",
+]
+# fmt: on
+"""Elements that load something, ask for something or change the page: in a message they stand as they are written."""
+
+MAX_CHARACTERS_PER_TOKEN = 8
 
 Conversation = list[dict[str, str]]
 
 
-def serve_page(
-    assistant: Assistant,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 7860,
-    share: bool = False,
-    password: str | None = None,
-    lang: str = "en",
-) -> None:
+def serve_page(assistant: Assistant, address: Address, *, lang: str = "en") -> None:
     """Serve the page until interrupted.
 
     Raises:
         UserError: as `launch_page` does.
     """
-    page = launch_page(assistant, host=host, port=port, share=share, password=password, lang=lang)
-    print(page.share_url or page.local_url, flush=True)
-    page.block_thread()
+    served = launch_page(assistant, address, lang=lang)
+    print(served.share_url or served.local_url, flush=True)
+    served.wait()
 
 
-def launch_page(
-    assistant: Assistant,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 7860,
-    share: bool = False,
-    password: str | None = None,
-    lang: str = "en",
-) -> gr.Blocks:
+def launch_page(assistant: Assistant, address: Address, *, lang: str = "en") -> ServedPage:
     """Start serving the page in the background and return it; `close()` ends it.
 
-    `share` asks Gradio for a public link, through Gradio's servers.
-
     Raises:
-        UserError: if others could reach the page without a password, the port is taken, or there is no public link.
+        UserError: as `deft.serve.server.serve` does.
     """
-    check_reachable(host, share=share, password=password)
-    page = build_page(assistant, lang=lang)
-    try:
-        page.launch(
-            server_name=host,
-            server_port=port,
-            share=share,
-            auth=None if password is None else (lambda _, given: same_text(given, password)),
-            auth_message=TEXTS[lang]["login"],
-            theme=gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", font=FONTS),
-            css=CSS,
-            footer_links=[],
-            quiet=True,
-            prevent_thread_lock=True,
-            run_history=False,
-            enable_monitoring=False,
-            mcp_server=False,
-            ssr_mode=False,
-        )
-    except OSError as error:
-        raise UserError(f"cannot serve on {host}:{port}", got=str(error), fix="choose another --port") from error
-    if share and page.share_url is None:
-        page.close()
-        raise UserError("Gradio gave no public link", fix="check the network, or leave --share out")
-    return page
-
-
-def check_reachable(host: str, *, share: bool, password: str | None) -> None:
-    """Check that a page which others can reach has a password; it can be asked before a model is loaded.
-
-    Raises:
-        UserError: if it has none.
-    """
-    if password is not None and not password:
-        raise UserError("the password is empty", fix="give one, or leave the option out")
-    if password is None and (share or not is_loopback(host)):
-        raise UserError(
-            "others could reach this page, so it needs a password",
-            got="share" if share else f"host {host}",
-            fix="--password, or leave --share and --host out",
-        )
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether only this machine can reach a host name or address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    session = ChatSession(assistant, lang=lang)
+    password = address.password
+    served = serve(
+        build_page(assistant, lang=lang, session=session),
+        address,
+        check_login=None if password is None else (lambda _, given: same_text(given, password)),
+        on_gone=session.stop_reply,
+        auth_message=TEXTS[lang]["login"],
+        theme=gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", font=FONTS),
+        css=CSS,
+    )
+    session.is_awaited = served.gate.is_awaited
+    return served
 
 
 def same_text(given: str, expected: str) -> bool:
@@ -160,8 +117,8 @@ def same_text(given: str, expected: str) -> bool:
     return hmac.compare_digest(given.encode(), expected.encode())
 
 
-def build_page(assistant: Assistant, *, lang: str = "en") -> gr.Blocks:
-    """Return the page, not yet served; `lang` is "en" or "zh".
+def build_page(assistant: Assistant, *, lang: str = "en", session: "ChatSession | None" = None) -> gr.Blocks:
+    """Return the page, not yet served; `lang` is "en" or "zh", `session` what its controls do.
 
     Raises:
         UserError: if the language is another.
@@ -169,7 +126,7 @@ def build_page(assistant: Assistant, *, lang: str = "en") -> gr.Blocks:
     if lang not in TEXTS:
         raise UserError("the page does not speak this language", got=lang, fix=did_you_mean(lang, TEXTS))
     texts = TEXTS[lang]
-    session = ChatSession(assistant, texts)
+    session = session or ChatSession(assistant)
     with gr.Blocks(title=f"deft · {assistant.name}", analytics_enabled=False, fill_height=True) as page:
         gr.Markdown(f"### deft · {assistant.name}")
         conversation = gr.State([])
@@ -180,7 +137,7 @@ def build_page(assistant: Assistant, *, lang: str = "en") -> gr.Blocks:
                     placeholder=texts["placeholder"],
                     layout="bubble",
                     buttons=["copy"],
-                    allow_tags=False,
+                    allow_tags=SHOWN_AS_TEXT,
                     height="65vh",
                 )
                 box = gr.Textbox(
@@ -188,6 +145,7 @@ def build_page(assistant: Assistant, *, lang: str = "en") -> gr.Blocks:
                     placeholder=texts["message"],
                     lines=1,
                     max_lines=8,
+                    max_length=max_characters(assistant),
                     submit_btn=True,
                     autofocus=True,
                 )
@@ -198,15 +156,17 @@ def build_page(assistant: Assistant, *, lang: str = "en") -> gr.Blocks:
             with gr.Column(scale=1, min_width=260):
                 temperature, top_p, max_new_tokens, identity = settings_controls(assistant, texts)
         settings = [temperature, top_p, max_new_tokens, identity]
-        shown = [box, chat, conversation, retry, status]
+        shown = [box, chat, retry, status]
         one_at_a_time: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden"}
         sending = box.submit(session.send, [box, conversation, *settings], shown, api_name="send", **one_at_a_time)
         retrying = retry.click(session.retry, [conversation, *settings], shown, api_name="retry", **one_at_a_time)
         box.stop(session.stop, None, None, api_name="stop", queue=False)
         starting_anew: dict[str, Any] = {"queue": False, "cancels": [sending, retrying]}
-        clear.click(session.clear, None, shown, api_name="clear", **starting_anew)
-        chat.clear(session.clear, None, shown, api_visibility="private", **starting_anew)
+        clear.click(session.clear, conversation, shown, api_name="clear", **starting_anew)
+        chat.clear(session.clear, conversation, shown, api_visibility="private", **starting_anew)
         temperature.change(lambda value: gr.Slider(interactive=value > 0), temperature, top_p, api_visibility="private")
+        # not as the box's value: Gradio describes the controls to visitors who have not logged in yet
+        page.load(lambda: assistant.identity, None, identity, api_visibility="private", queue=False)
         page.unload(session.stop)
     return page
 
@@ -217,27 +177,39 @@ def settings_controls(
     """Make the controls for temperature, top-p, the longest reply, and the identity."""
     longest = max(assistant.context_limit_tokens * 3 // 4, assistant.max_new_tokens)
     return (
-        gr.Slider(0, 2, value=0.7, step=0.05, label=texts["temperature"], info=texts["temperature_info"]),
-        gr.Slider(0.05, 1, value=0.9, step=0.05, label=texts["top_p"], info=texts["top_p_info"]),
+        gr.Slider(0, 2, value=TEMPERATURE, step=0.05, label=texts["temperature"], info=texts["temperature_info"]),
+        gr.Slider(0.05, 1, value=TOP_P, step=0.05, label=texts["top_p"], info=texts["top_p_info"]),
         gr.Slider(1, longest, value=assistant.max_new_tokens, step=1, label=texts["max_new_tokens"]),
         gr.Textbox(
-            value=assistant.identity,
             label=texts["identity"],
             info=texts["identity_info"],
             placeholder=texts["identity_placeholder"],
             lines=4,
             max_lines=12,
+            max_length=max_characters(assistant),
         ),
     )
 
 
-class ChatSession:
-    """What the page's controls do; one object serves all sessions, told apart by Gradio's session hash."""
+def max_characters(assistant: Assistant) -> int:
+    """Return how long a text a visitor may send: more than fits the context, and soon encoded."""
+    return MAX_CHARACTERS_PER_TOKEN * assistant.context_limit_tokens
 
-    def __init__(self, assistant: Assistant, texts: dict[str, str]) -> None:
-        self.assistant, self.texts = assistant, texts
+
+class ChatSession:
+    """What the page's controls do; one object serves all sessions, told apart by Gradio's session hash.
+
+    A session's conversation is the list in its `gr.State`, which Gradio keeps on the server. It is changed in place,
+    and only by the session's current reply (`cancels`) or by a clear: what a reply does that was cleared away comes to
+    nothing.
+    """
+
+    def __init__(self, assistant: Assistant, *, lang: str = "en") -> None:
+        self.assistant, self.texts = assistant, TEXTS.get(lang, TEXTS["en"])
+        self.lock = threading.Lock()
         self.cancels: dict[str, threading.Event] = {}
         self.identities: dict[str, list[Message]] = {}
+        self.is_awaited: Callable[[str], bool] = lambda session: True
 
     def send(  # noqa: PLR0917 (Gradio passes the controls in order)
         self,
@@ -250,43 +222,8 @@ class ChatSession:
         request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:
         """Stream the reply to a message; a message that cannot be answered stays in the box."""
-        if not text.strip():
-            yield self.idle(conversation, box=text)
-            return
-        asked = [*conversation, {"role": "user", "content": text}]
-        sampling = {
-            "temperature": temperature,
-            "top_p": top_p if temperature > 0 else 1.0,
-            "max_new_tokens": int(max_new_tokens),
-        }
-        key = str(request.session_hash)
-        cancel = self.cancels[key] = threading.Event()
-        answer, reason = "", "stop"
-        yield self.busy(asked)
-        try:
-            prefix = self.identity_messages(identity)
-            with closing(
-                self.assistant.stream({"messages": asked}, cancel=cancel, identity_messages=prefix, **sampling)
-            ) as reply:
-                while True:
-                    try:
-                        answer += next(reply)
-                    except StopIteration as end:
-                        reason = end.value
-                        break
-                    yield self.busy([*asked, {"role": "assistant", "content": answer}])
-        except (UserError, RuntimeError) as error:  # a full device is a RuntimeError
-            gr.Warning(str(error))
-            yield self.idle(conversation, box=text)
-            return
-        finally:
-            if self.cancels.get(key) is cancel:
-                del self.cancels[key]
-        if not answer.strip():
-            yield self.idle(conversation, box=text, status=self.texts["empty"])
-            return
-        status = {"length": self.texts["length"], "cancelled": self.texts["stop"]}.get(reason, "")
-        yield self.idle([*asked, {"role": "assistant", "content": answer}], status=status)
+        settings = (temperature, top_p, max_new_tokens, identity)
+        yield from self.answer(text, conversation, settings, str(request.session_hash))
 
     def retry(  # noqa: PLR0917
         self,
@@ -298,40 +235,117 @@ class ChatSession:
         request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:
         """Answer the last message anew."""
-        if len(conversation) < 2:
-            yield self.idle(conversation)
+        settings = (temperature, top_p, max_new_tokens, identity)
+        yield from self.answer(None, conversation, settings, str(request.session_hash))
+
+    def answer(
+        self, text: str | None, conversation: Conversation, settings: tuple[float, float, float, str], key: str
+    ) -> Iterator[tuple[Any, ...]]:
+        """Stream the reply to a message, or to the last one anew where `text` is None."""
+        if not self.is_awaited(key):
             return
-        text = conversation[-2]["content"]
-        yield from self.send(text, conversation[:-2], temperature, top_p, max_new_tokens, identity, request)
+        cancel = threading.Event()
+        with self.lock:
+            before = list(conversation)
+            if text is None and len(before) >= 2:
+                text, before = before[-2]["content"], before[:-2]
+            if text is not None and text.strip():
+                self.cancels[key] = cancel
+        if text is None or not text.strip():
+            yield self.idle(before, box=text or "")
+            return
+        asked = [*before, {"role": "user", "content": text}]
+        after, left, status = before, text, ""
+        try:
+            yield self.busy(asked)
+            answer, reason = yield from self.pieces(asked, settings, cancel)
+            if answer.strip():
+                after, left = [*asked, {"role": "assistant", "content": answer}], ""
+            status = {"length": self.texts["length"], "cancelled": self.texts["stop"]}.get(reason, "")
+            status = status if answer.strip() or reason == "cancelled" else self.texts["empty"]
+        except (UserError, RuntimeError) as error:  # a full device is a RuntimeError
+            if self.cancels.get(key) is cancel:
+                gr.Warning(str(error))
+        except BaseException:  # the tab was closed: Gradio ends the generator
+            self.end(key, cancel, conversation, before)
+            raise
+        if self.end(key, cancel, conversation, after):
+            yield self.idle(after, box=left, status=status)
+        else:  # cleared: show what is true now, should the browser have missed that this reply is no longer wanted
+            yield self.idle(list(conversation), box=None)
+
+    def pieces(
+        self, asked: Conversation, settings: tuple[float, float, float, str], cancel: threading.Event
+    ) -> Generator[tuple[Any, ...], None, tuple[str, str]]:
+        """Yield what the page shows while a reply comes in and is wanted; return the reply, and why it ended."""
+        temperature, top_p, max_new_tokens, identity = settings
+        prefix = self.identity_messages(identity, cancel)
+        reply = self.assistant.stream(
+            {"messages": asked},
+            cancel=cancel,
+            identity_messages=prefix,
+            temperature=temperature,
+            top_p=top_p if temperature > 0 else 1.0,
+            max_new_tokens=int(max_new_tokens),
+        )
+        answer = ""
+        with closing(reply):
+            while True:
+                try:
+                    answer += next(reply)
+                except StopIteration as end:
+                    return answer, end.value
+                if not cancel.is_set():
+                    yield self.busy([*asked, {"role": "assistant", "content": answer}])
+
+    def end(self, key: str, cancel: threading.Event, conversation: Conversation, messages: Conversation) -> bool:
+        """End a session's reply and keep `messages` as its conversation; False, and nothing, if it was cleared away."""
+        with self.lock:
+            if self.cancels.get(key) is not cancel:
+                return False
+            del self.cancels[key]
+            conversation[:] = messages
+            return True
 
     def stop(self, request: gr.Request) -> None:
         """Stop this session's reply before its next token; what is there of it stays."""
-        if (cancel := self.cancels.get(str(request.session_hash))) is not None:
+        self.stop_reply(str(request.session_hash))
+
+    def stop_reply(self, session: str) -> None:
+        """Stop a session's reply."""
+        if (cancel := self.cancels.get(session)) is not None:
             cancel.set()
 
-    def clear(self, request: gr.Request) -> tuple[Any, ...]:
-        """Stop this session's reply and begin a new conversation."""
-        self.stop(request)
+    def clear(self, conversation: Conversation, request: gr.Request) -> tuple[Any, ...]:
+        """Stop this session's reply, so that nothing of it is kept, and begin a new conversation."""
+        with self.lock:
+            if (cancel := self.cancels.pop(str(request.session_hash), None)) is not None:
+                cancel.set()
+            conversation.clear()
         return self.idle([])
 
-    def identity_messages(self, text: str) -> list[Message]:
+    def identity_messages(self, text: str, cancel: threading.Event) -> list[Message]:
         """Return the messages that go before the conversation, made once for each identity."""
         text = text.strip()
         if text not in self.identities:
+            messages = self.assistant.identity_prefix(text, cancel=cancel)
+            if cancel.is_set():
+                return messages
             if len(self.identities) >= MAX_IDENTITIES:
                 self.identities.clear()
-            self.identities[text] = self.assistant.identity_prefix(text)
+            self.identities[text] = messages
         return self.identities[text]
 
     def busy(self, conversation: Conversation) -> tuple[Any, ...]:
-        """Return what the page shows while a reply comes in; the session's conversation is not changed yet."""
+        """Return what the page shows while a reply comes in."""
         box = gr.Textbox(value="", submit_btn=False, stop_btn=True)
-        return box, conversation, gr.skip(), gr.Button(interactive=False), ""
+        return box, conversation, gr.Button(interactive=False), ""
 
-    def idle(self, conversation: Conversation, *, box: str = "", status: str = "") -> tuple[Any, ...]:
-        """Return what the page shows between replies."""
-        textbox = gr.Textbox(value=box, submit_btn=True, stop_btn=False)
-        return textbox, conversation, conversation, gr.Button(interactive=True), status
+    def idle(self, conversation: Conversation, *, box: str | None = "", status: str = "") -> tuple[Any, ...]:
+        """Return what the page shows between replies; `box` None leaves what is being typed."""
+        buttons: dict[str, Any] = {"submit_btn": True, "stop_btn": False}
+        textbox = gr.update(**buttons) if box is None else gr.Textbox(value=box, **buttons)
+        return textbox, conversation, gr.Button(interactive=True), status
 
 
 MAX_IDENTITIES = 64
