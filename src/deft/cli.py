@@ -352,6 +352,7 @@ def merge(
     *,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     overwrite: bool = False,
+    verify: Literal["all", "none"] = "all",
 ) -> None:
     """Merge an adapter into its base model, and check that the result computes the same.
 
@@ -365,11 +366,20 @@ def merge(
         Type of the weights that are written.
     overwrite
         Replace the model in `out` if there is one.
+    verify
+        Compare the files of adapter and base with what was recorded of them; none: take them as they are.
     """
     from deft.model.merge import merge as merge_adapter
 
     screen = console()
-    merge_adapter(adapter, out, dtype=dtype, overwrite=overwrite, tell=lambda text: say(screen, "{text}", text=text))
+    merge_adapter(
+        adapter,
+        out,
+        dtype=dtype,
+        overwrite=overwrite,
+        verify=verify == "all",
+        tell=lambda text: say(screen, "{text}", text=text),
+    )
     say(screen, "[green]✓[/] merged: {out}", out=out)
 
 
@@ -384,6 +394,7 @@ def export(
     to: Literal["llama", "plain_head"] | None = None,
     license: str | None = None,
     overwrite: bool = False,
+    verify: Literal["all", "none"] = "all",
     push: str | None = None,
     public: bool = False,
 ) -> None:
@@ -408,6 +419,8 @@ def export(
         Licence to state in the card, in place of the base model's.
     overwrite
         Replace the model in `out` if there is one.
+    verify
+        Compare the files with what was recorded of them; none: take them as they are.
     push
         Upload to this repository of the Hugging Face hub, ORG/NAME, as a private one.
     public
@@ -425,6 +438,7 @@ def export(
         to=to,
         license=license,
         overwrite=overwrite,
+        verify=verify == "all",
         push=push,
         public=public,
         tell=lambda text: say(screen, "{text}", text=text),

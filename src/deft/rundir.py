@@ -1,13 +1,18 @@
 """Files that are whole or absent, and the folder of a run: what went in, with which versions, and what came out."""
 
+import errno
 import hashlib
 import json
 import os
+import platform
+import re
+import secrets
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -16,41 +21,99 @@ from typing import Any
 from deft.errors import UserError
 
 RECORDED_PACKAGES = ("deft-llm", "torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "numpy")
-SAMPLED_BYTES = 1 << 20
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""Faults of a disk, whatever file they name; others are about the place being written only if they name it."""
+CACHE_VARIABLE = "DEFT_CACHE_DIR"
+"""Names another folder than `~/.cache/deft`; empty: nothing is kept."""
+SMALLEST_KEPT_BYTES = 1 << 20
+"""The digest of a smaller file is not kept: computing it is as fast as looking it up."""
+SETTLED_S = 2.0
+"""A file that was changed so recently may change again within the same tick of the file system's clock."""
+PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{16}\.(?P<kind>partial|old)")
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` to write to (a file or a folder); rename it to `path` at the end.
+    """Give a temporary path beside `path` to write to (a file or a folder); put it in the place of `path` at the end.
 
-    Whatever interrupts the writing, `path` is left as it was and the temporary is removed.
+    Whatever interrupts the writing, `path` is left as it was and the temporary is removed. A folder in the way is moved
+    aside, and back if the new one cannot take its place. What a killed process left beside `path` is cleaned up.
 
     Raises:
         UserError: if the place cannot be written (no permission, disk full, a folder in the way).
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = beside(path, "partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        clean_up_beside(path)
         yield temporary
-        if temporary.is_file():
-            sync(temporary)
-        if path.is_dir() and temporary.is_dir():
-            shutil.rmtree(path)
-        temporary.replace(path)
+        sync(temporary)
+        take_place(temporary, path)
+        sync_folder(path.parent)
     except OSError as error:
-        if temporary_or_target(error, temporary, path):
+        if is_about(error, temporary, path):
             raise cannot_write(path, error) from error
         raise
     finally:
         remove(temporary)
 
 
-def temporary_or_target(error: OSError, temporary: Path, path: Path) -> bool:
-    """Say whether an `OSError` is about the place being written, rather than about something that was read."""
-    if error.filename is None:
+def beside(path: Path, kind: str) -> Path:
+    """Return a path beside `path` that nobody can foresee, and that says whose it is once its process is gone."""
+    return path.with_name(f".{path.name}.{host_digits()}-{os.getpid()}-{secrets.token_hex(8)}.{kind}")
+
+
+def host_digits() -> str:
+    """Return eight digits that stand for this computer; processes of others that share a disk are not known here."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def clean_up_beside(path: Path) -> None:
+    """Remove what processes of this computer that are gone left half-written, and bring back what they moved aside."""
+    for leftover in path.parent.glob(".*"):
+        found = PARTIAL.fullmatch(leftover.name)
+        if found is None or found["name"] != path.name or found["host"] != host_digits():
+            continue
+        if is_alive(int(found["process"])):
+            continue
+        if found["kind"] == "old" and not path.exists():
+            leftover.rename(path)
+        else:
+            remove(leftover)
+
+
+def is_alive(process: int) -> bool:
+    """Say whether a process of this computer is there."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
         return True
-    name = str(error.filename)
-    return name.startswith((str(temporary), str(path))) or str(path).startswith(name)
+    return True
+
+
+def take_place(new: Path, path: Path) -> None:
+    """Rename `new` to `path`; a folder that is there already is moved aside first, and deleted last."""
+    if not (path.is_dir() and new.is_dir()):
+        new.replace(path)
+        return
+    old = beside(path, "old")
+    path.rename(old)
+    try:
+        new.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
+    remove(old)
+
+
+def is_about(error: OSError, temporary: Path, path: Path) -> bool:
+    """Say whether an error is about the place being written, rather than a network or a file that was read."""
+    if error.errno in DISK_FAULTS:
+        return True
+    name = os.fspath(error.filename) if isinstance(error.filename, str | Path) else ""
+    return name.startswith((str(temporary), str(path))) or (bool(name) and str(path).startswith(name))
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
@@ -71,9 +134,27 @@ def remove(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the system put a file's bytes on the disk, so that a rename never reveals an empty file."""
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
+    """Have the system put a file's bytes, or those of all files in a folder, on the disk.
+
+    Otherwise a rename may outlive a crash and reveal an empty file.
+    """
+    if path.is_dir() and not path.is_symlink():
+        for entry in path.iterdir():
+            sync(entry)
+        sync_folder(path)
+    elif path.is_file():
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the system put the names in a folder on the disk, where it can (Windows cannot)."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -107,24 +188,56 @@ def fingerprint(parts: Iterable[str | bytes]) -> str:
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """Return a fingerprint of the files in a folder: name, size, and the first and last megabyte of each.
+    """Return a fingerprint of the files in a folder: the name and all bytes of each.
 
-    Reading all of a large model takes minutes; training changes its tensors everywhere, so the samples tell.
+    It begins with `sha256:`; those of earlier versions, which read a part of each file, are without.
     """
-    parts: list[str | bytes] = []
-    for file in sorted(path for path in folder.iterdir() if path.is_file()):
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            head = stream.read(SAMPLED_BYTES)
-            stream.seek(max(size - SAMPLED_BYTES, 0))
-            parts += [file.name, str(size), head, stream.read()]
-    return fingerprint(parts)
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+        digests = list(pool.map(known_sha256, files))
+    parts = (part for file, digest in zip(files, digests, strict=True) for part in (file.name, digest))
+    return f"sha256:{fingerprint(parts)}"
 
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def known_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, read once: it is kept under the file's path, inode, size and time of change."""
+    status = path.stat()
+    kept = cache_folder("sha256")
+    if kept is None or status.st_size < SMALLEST_KEPT_BYTES:
+        return file_sha256(path)
+    state = (
+        os.path.realpath(path),
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )
+    place = kept / fingerprint(map(str, state))
+    with suppress(OSError):
+        found = place.read_text(encoding="ascii")
+        if len(found) == hashlib.sha256().digest_size * 2:
+            return found
+    digest = file_sha256(path)
+    if time.time() - status.st_mtime > SETTLED_S:
+        with suppress(OSError, UserError):  # a home that cannot be written
+            write_text(place, digest)
+    return digest
+
+
+def cache_folder(name: str) -> Path | None:
+    """Return the folder in which deft keeps what it need not compute twice, or None if nothing is to be kept."""
+    named = os.environ.get(CACHE_VARIABLE)
+    if named == "":
+        return None
+    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "deft"
+    return base.expanduser() / name
 
 
 def versions() -> dict[str, str]:

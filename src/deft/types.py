@@ -122,13 +122,14 @@ class TokenSequence:
 
     `input_ids` and `labels` are int32 `[length]`; a label is the token itself where the token carries loss (or what is
     taught in its place, `ChatFormat.trained_as`) and `IGNORED_LABEL` elsewhere. Labels are not shifted: position t is
-    predicted from position t - 1.
+    predicted from position t - 1. `place` tells rows of equal content apart: it counts the rows of a split from 0.
     """
 
     id: str
     input_ids: NDArray[np.int32]
     labels: NDArray[np.int32]
     ability: str | None = None
+    place: int = 0
 
     def __post_init__(self) -> None:
         if self.input_ids.shape != self.labels.shape or self.input_ids.ndim != 1:

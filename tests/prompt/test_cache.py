@@ -9,6 +9,7 @@ from deft.model.tiny import byte_tokenizer
 from deft.prompt import cache
 from deft.prompt.cache import encode_once
 from deft.prompt.format import EncodeResult, chat_format_for, encode_examples
+from deft.rundir import CACHE_VARIABLE
 from deft.types import Example, Message
 
 LIMIT = 150
@@ -27,7 +28,7 @@ def examples(num_rows: int = 6, ability: str | None = "数学") -> list[Example]
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(cache.VARIABLE, str(tmp_path))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     monkeypatch.setattr(cache, "FEWEST_ROWS", 1)
     return tmp_path / "rows"
 
@@ -103,12 +104,12 @@ def test_a_damaged_file_is_written_again(folder: Path, encodings: list[int], dam
 
 def test_a_folder_that_cannot_be_written_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "file"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file"))
     assert encode(examples()).sequences
 
 
 def test_an_empty_variable_keeps_nothing(folder: Path, encodings: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cache.VARIABLE, "")
+    monkeypatch.setenv(CACHE_VARIABLE, "")
     encode(examples())
     encode(examples())
     assert encodings == [6, 6] and not folder.exists()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deft.errors import UserError
+from deft.manifest import write_manifest
 from deft.model.baichuan2.as_llama import as_llama, check_layout
 from deft.model.baichuan2.plain_head import with_plain_head
 from deft.model.card import model_card
@@ -26,6 +27,7 @@ from deft.model.merge import (
     Ready,
     Tell,
     check_dtype,
+    check_sources,
     check_target,
     logits_of,
     merged,
@@ -66,6 +68,7 @@ def export(
     to: str | None = None,
     license: str | None = None,
     overwrite: bool = False,
+    verify: bool = True,
     push: str | None = None,
     public: bool = False,
     tell: Tell = lambda line: None,
@@ -101,6 +104,7 @@ def export(
         raise UserError("--public goes with --push", fix="--push ORG/NAME --public, or leave --public out")
     if push is not None:
         check_push(push, origin, public=public)
+    check_sources(folder, verify=verify)
     with written_whole(out) as temporary:
         if keep_adapter:
             notes = write_adapter(folder, temporary, dtype=dtype)
@@ -116,6 +120,7 @@ def export(
         name = push or out.name
         write_text(temporary / CARD, model_card(name, temporary, origin))
         check_nothing_local(temporary, folder)
+        write_manifest(temporary)
     if origin.license is None:
         notes += (f"the base model's licence is not known: look it up and export again with --license (see {CARD})",)
     return ExportResult(folder=out, notes=notes, url=upload(out, push, public=public, tell=tell) if push else None)

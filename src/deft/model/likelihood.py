@@ -27,7 +27,7 @@ class PackedRows:
 
     `input_ids`, `position_ids` int64 [1, tokens] (positions restart with each row); `predicting` int64 [supervised]
     are the positions whose next token is supervised, `targets` int64 [supervised] those tokens, and `row_of` int64
-    [supervised] the index of the row each belongs to.
+    [supervised] the index of the row each belongs to. `rows` are the sequences themselves, where there are any.
     """
 
     row_ids: tuple[str, ...]
@@ -37,6 +37,7 @@ class PackedRows:
     predicting: torch.Tensor
     targets: torch.Tensor
     row_of: torch.Tensor
+    rows: tuple[TokenSequence, ...] = ()
 
     @classmethod
     def lay(cls, sequences: Sequence[TokenSequence]) -> "PackedRows":
@@ -53,6 +54,7 @@ class PackedRows:
             predicting=supervised - 1,  # never crosses a row: the first token of a row carries no label
             targets=labels[supervised],
             row_of=row_of_token[supervised],
+            rows=tuple(sequences),
         )
 
     @property

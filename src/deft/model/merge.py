@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deft.errors import UserError, did_you_mean
+from deft.manifest import check_manifest, write_manifest
 from deft.model.checkpoint_files import ADAPTER_CONFIG, first_line, incomplete
 from deft.model.known import SOURCE_FILE
-from deft.model.load import LoadedModel, find_folder, load_model, quiet_transformers
-from deft.model.provenance import provenance_of
+from deft.model.load import LoadedModel, base_of, find_folder, load_model, quiet_transformers
+from deft.model.provenance import is_base_of, provenance_of
 from deft.prompt.detect import find_chat_format
 from deft.prompt.format import ChatFormat
 from deft.prompt.store import FILE_NAME as CHAT_FORMAT_FILE
 from deft.prompt.store import load_chat_format
 from deft.prompt.turns import PROBE
-from deft.rundir import cannot_write, check_writable, write_json, written_whole
+from deft.rundir import cannot_write, check_writable, read_object, write_json, written_whole
 
 if TYPE_CHECKING:
     import torch
@@ -65,17 +66,24 @@ class Ready:
 
 
 def merge(
-    adapter: str | Path, out: Path, *, dtype: str = "float32", overwrite: bool = False, tell: Tell = lambda line: None
+    adapter: str | Path,
+    out: Path,
+    *,
+    dtype: str = "float32",
+    overwrite: bool = False,
+    verify: bool = True,
+    tell: Tell = lambda line: None,
 ) -> Path:
     """Merge an adapter into its base model, write the whole model to `out`, and return `out`.
 
     The sum is computed in fp32 on the CPU (4 bytes a weight); `dtype` is the type it is written in. Logits of the
     adapter on its base are compared with those of the merged model, of its weights rounded to `dtype`, and of what was
-    written; `out` appears after the last.
+    written; `out` appears after the last. `verify` compares the files of both with their digests first, and the base
+    with the one that the run of the adapter recorded.
 
     Raises:
-        UserError: if there is no adapter, the target is there or cannot be written, or the logits differ by more than
-            `TOLERANCES` says.
+        UserError: if there is no adapter, a file is damaged or the base is another one, the target is there or cannot
+            be written, or the logits differ by more than `TOLERANCES` says.
     """
     check_dtype(dtype)
     folder = find_folder(adapter)
@@ -83,6 +91,7 @@ def merge(
         fix = "a whole model needs no merging; to publish it: deft export CHECKPOINT OUT"
         raise UserError(f"{folder} holds no adapter", got=f"it has no {ADAPTER_CONFIG}", fix=fix)
     check_target(out, overwrite=overwrite, sources=(folder,))
+    check_sources(folder, verify=verify)
     tell(f"merging {folder} in fp32")
     ready = merged(folder)
     for note in ready.notes:
@@ -90,6 +99,7 @@ def merge(
     with written_whole(out) as temporary:
         difference = write_model(ready, temporary, dtype=dtype)
         write_json(temporary / SOURCE_FILE, asdict(provenance_of(folder)))
+        write_manifest(temporary)
     tell(f"largest difference of a logit: {difference:.1e} of the largest logit (allowed: {TOLERANCES[dtype]:g})")
     return out
 
@@ -124,6 +134,27 @@ def check_target(out: Path, *, overwrite: bool, sources: Sequence[Path]) -> None
             what = "the folder to overwrite holds no model"
             raise UserError(what, got=str(out), fix="name another folder, or empty it by hand")
     check_writable(out.parent)
+
+
+def check_sources(folder: Path, *, verify: bool) -> None:
+    """Check the files of a checkpoint and, if it is an adapter, of its base, against what was recorded of them.
+
+    Nothing is checked without `verify`.
+
+    Raises:
+        UserError: naming the file that has changed, or the base that is not the one the adapter was trained on.
+    """
+    if not verify:
+        return
+    check_manifest(folder)
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return
+    base = find_folder(base_of(folder))
+    check_manifest(base)
+    if not is_base_of(base, read_object(folder.resolve().parent / "run.json")):
+        fix = f"set base_model_name_or_path in {folder / ADAPTER_CONFIG} to the model it was trained on"
+        what = "the base model is not the one that the adapter was trained on: its files have changed"
+        raise UserError(what, got=str(base), where=str(folder), fix=f"{fix}; to merge all the same: --verify none")
 
 
 # --- merging ------------------------------------------------------------------------------------------------------

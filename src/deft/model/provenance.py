@@ -63,8 +63,12 @@ def provenance_of(folder: Path) -> Provenance:
 
 
 def is_base_of(folder: Path, run: Mapping[str, Any]) -> bool:
-    """Say whether a folder is still the model that a run started from; `runs/latest/best` soon is another."""
-    return "model" not in run or folder_fingerprint(folder) == run["model"]
+    """Say whether a folder is still the model that a run started from; `runs/latest/best` soon is another.
+
+    A run of an earlier version, whose fingerprint read a part of each file only, tells nothing.
+    """
+    recorded = str(run.get("model", ""))
+    return not recorded.startswith("sha256:") or folder_fingerprint(folder) == recorded
 
 
 def of_public(name: str) -> Provenance:

@@ -20,7 +20,7 @@ import numpy as np
 from deft.errors import UserError
 from deft.prompt.format import ChatFormat, EncodeResult, encode_examples
 from deft.prompt.store import probe
-from deft.rundir import fingerprint, written_whole
+from deft.rundir import cache_folder, fingerprint, written_whole
 from deft.types import Dropped, Example, TokenSequence
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ FORMAT = 1
 FEWEST_ROWS = 2_000
 """Fewer rows are encoded in a second or two and are not kept."""
 LARGEST_CACHE_BYTES = 4_000_000_000
-VARIABLE = "DEFT_CACHE_DIR"
-"""Names another folder than `~/.cache/deft`; empty: nothing is kept."""
 
 
 def encode_once(
@@ -43,7 +41,7 @@ def encode_once(
     max_length_tokens: int,
 ) -> EncodeResult:
     """Return the encoded examples from the cache, or encode them and keep them; a cache that cannot be used is none."""
-    folder = cache_folder()
+    folder = cache_folder("rows")
     if folder is None or len(examples) < FEWEST_ROWS:
         return encode_examples(examples, chat_format, max_length_tokens=max_length_tokens)
     key = rows_key(examples, chat_format, tokenizer, max_length_tokens)
@@ -58,15 +56,6 @@ def encode_once(
         write_rows(file, encoded, examples)
         remove_oldest(folder)
     return encoded
-
-
-def cache_folder() -> Path | None:
-    """Return where rows are kept, or None if nowhere."""
-    named = os.environ.get(VARIABLE)
-    if named == "":
-        return None
-    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "deft"
-    return base.expanduser() / "rows"
 
 
 def rows_key(

@@ -52,7 +52,7 @@ def arguments_of(config: TrainConfig, folder: Path) -> TrainingArguments:
         "seed": config.seed,
         "eval_strategy": "epoch" if config.validates else "no",
         "save_strategy": "epoch",
-        "save_total_limit": config.save_total_limit,
+        "save_total_limit": None,  # deft deletes checkpoints itself: two that delete leave none
         "metric_for_best_model": "loss" if config.validates else None,
         "greater_is_better": False if config.validates else None,
         "logging_strategy": "steps",

@@ -1,6 +1,8 @@
 """Checkpoints of a run: which are whole, which is best, which may go."""
 
 import errno
+import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,15 +11,68 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from deft.errors import UserError
-from deft.rundir import remove
+from deft.manifest import find_fault
+from deft.rundir import DISK_FAULTS, beside, remove
 
-DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
+NAME = re.compile(r"checkpoint-(\d+)")
+POSITION_FILE = "position.json"
+"""Beside a checkpoint's state: which rows of which epoch were met before it."""
+OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*")
+"""What holds the optimizer's state: transformers', FSDP's whole and in shards, DeepSpeed's."""
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Return the whole checkpoints of a run, oldest first; half-written ones carry another name."""
-    found = [path for path in run.glob("checkpoint-*") if (path / "trainer_state.json").exists()]
+    """Return the checkpoints of a run, oldest first; half-written and damaged ones carry another name."""
+    found = [path for path in run.glob("checkpoint-*") if NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=checkpoint_step)
+
+
+def why_not_to_resume(checkpoint: Path, *, verify: bool) -> str | None:
+    """Say why a run cannot go on from a checkpoint, or None.
+
+    Its files must be as its manifest has them (`verify`); and it must hold the states of optimizer, schedule and random
+    numbers: without them the learning rate would begin again at its first value.
+    """
+    if verify and (fault := find_fault(checkpoint)) is not None:
+        return fault
+    missing = [name for name in ("scheduler.pt", "trainer_state.json") if not is_filled(checkpoint / name)]
+    if not any(is_filled(found) for name in OPTIMIZER_FILES for found in checkpoint.glob(name)):
+        missing.insert(0, "optimizer.pt")
+    if not any(map(is_filled, checkpoint.glob("rng_state*.pth"))):
+        missing.append("rng_state.pth")
+    if missing:
+        return f"it has no {', '.join(missing)}, so it holds a model and not where its training stood"
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "trainer_state.json is damaged"
+    return None
+
+
+def is_filled(path: Path) -> bool:
+    """Say whether a path is a file with something in it, or a folder."""
+    return path.is_dir() or (path.is_file() and path.stat().st_size > 0)
+
+
+def last_whole(run: Path, *, verify: bool) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """Return the newest checkpoint that the run can go on from, and the newer ones with what keeps it from them."""
+    faulty: list[tuple[Path, str]] = []
+    for checkpoint in reversed(checkpoints(run)):
+        fault = why_not_to_resume(checkpoint, verify=verify)
+        if fault is None:
+            return checkpoint, faulty
+        faulty.append((checkpoint, fault))
+    return None, faulty
+
+
+def set_aside(checkpoint: Path) -> None:
+    """Rename a checkpoint that a run does not go on from, so that its step can be saved again."""
+    aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
+    best = checkpoint.with_name("best")
+    if best.is_symlink() and best.readlink() == Path(checkpoint.name):
+        best.unlink()
+    remove(aside)
+    checkpoint.rename(aside)
 
 
 def checkpoint_step(checkpoint: Path) -> int:
@@ -35,8 +90,7 @@ def mark_best(run: Path, step: int) -> None:
 
 def link_to(link: Path, target: str) -> None:
     """Make `link` a symbolic link to `target`, a path relative to the link's folder, replacing an older one at once."""
-    temporary = link.with_name(f".{link.name}.partial")
-    temporary.unlink(missing_ok=True)
+    temporary = beside(link, "partial")
     temporary.symlink_to(target)
     temporary.replace(link)
 
@@ -55,7 +109,7 @@ def prune_checkpoints(run: Path, *, keep: int, best_step: int) -> None:
 
 def remove_leftovers(run: Path) -> None:
     """Delete what an interrupted run left half-written or half-deleted."""
-    for path in [run / ".partial", *run.glob(".going-*"), *run.glob(".*.partial")]:
+    for path in [*run.glob(".going-*"), *run.glob(".*partial")]:
         remove(path)
 
 
@@ -69,10 +123,12 @@ def disk_faults_told(run: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in DISK_FAULTS:
+        if error.errno not in (*DISK_FAULTS, errno.EACCES, errno.EPERM):
             raise
         raise cannot_save(run, error.strerror or str(error)) from error
     except SafetensorError as error:
+        if "deserializing" in str(error):  # a file that was read, not one that was written
+            raise
         raise cannot_save(run, str(error)) from error
     except RuntimeError as error:
         if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):

@@ -96,6 +96,8 @@ class TrainConfig:
     """Continue the newest unfinished run of `output_dir` that has the same settings and data."""
     allow_changed: tuple[str, ...] = ()
     """What may differ from the unfinished run all the same, by the names that a refusal lists."""
+    verify: Literal["all", "none"] = "all"
+    """Compare the files of the model and of the checkpoint to resume with their digests; none: trust them."""
     show_rows: int = 1
     """Paint the loss mask of so many training rows before the first step."""
     trainer: dict[str, Any] = field(default_factory=dict)

@@ -47,8 +47,11 @@ class Batch:
         """Return what this process runs: its rows in packs of at most `capacity` tokens (a longer row is one alone).
 
         Every process computes the whole plan alike and runs as many packs as the others, because sharded models
-        exchange weights in each; one with fewer packs of its own runs one again, and it counts nothing.
+        exchange weights in each; one with fewer packs of its own runs one again, and it counts nothing. A batch without
+        rows, which an epoch that was cut in two may have, runs nothing anywhere.
         """
+        if not self.rows:
+            return []
         plans = [lay_in_packs(own, capacity) for own in split_evenly(self.rows, self.share.world_size)]
         packs = plans[self.share.rank]
         num_idle = max(map(len, plans)) - len(packs)
@@ -56,14 +59,41 @@ class Batch:
         return [Pass(pack, counts=True) for pack in packs] + [Pass(idle, counts=False)] * num_idle
 
 
-class RowOrder(Sampler[list[int]]):
-    """Batches of row indices: every row once per epoch, shuffled by (seed, epoch)."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Position:
+    """Where a run stands after `step` optimizer steps: it has met `num_met` rows of an `epoch`, counted from 0."""
 
-    def __init__(self, num_rows: int, batch_size: int, seed: int) -> None:
+    step: int = 0
+    epoch: int = 0
+    num_met: int = 0
+
+
+class RowOrder(Sampler[list[int]]):
+    """Batches of row indices: every row once per epoch, shuffled by (seed, epoch).
+
+    A run that goes on at a `position` in the middle of an epoch, perhaps with other numbers of rows in a step, meets
+    the rows that are left of it and no other: that epoch begins with as many empty batches as are to be skipped.
+    """
+
+    def __init__(
+        self, num_rows: int, batch_size: int, seed: int, *, accumulation: int = 1, position: Position | None = None
+    ) -> None:
         self.num_rows = num_rows
         self.batch_size = batch_size
         self.seed = seed
+        self.accumulation = accumulation
+        self.position = position or Position()
         self.epoch = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in a whole epoch."""
+        return math.ceil(len(self) / self.accumulation)
+
+    @property
+    def steps_left(self) -> int:
+        """Optimizer steps of the epoch at `position` that are still to be taken."""
+        return math.ceil((self.num_rows - self.position.num_met) / (self.batch_size * self.accumulation))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, counted from 0, that the next iteration goes through."""
@@ -73,9 +103,29 @@ class RowOrder(Sampler[list[int]]):
         return math.ceil(self.num_rows / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_rows)
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_rows).tolist()
+        if self.epoch == self.position.epoch and self.position.num_met:
+            yield from self.rest(order[self.position.num_met :])
+            return
         for start in range(0, self.num_rows, self.batch_size):
-            yield order[start : start + self.batch_size].tolist()
+            yield order[start : start + self.batch_size]
+
+    def rest(self, rows: list[int]) -> Iterator[list[int]]:
+        """Yield the batches of an epoch of which only `rows` are left.
+
+        Each step has as many batches as it has in a whole epoch (the last one may have fewer), so some may be empty;
+        they come first, because gradients are exchanged after the last batch of a step.
+        """
+        num_skipped = self.steps_per_epoch - self.steps_left
+        yield from [[]] * (num_skipped * self.accumulation)
+        in_last_step = len(self) - (self.steps_per_epoch - 1) * self.accumulation
+        rows_per_step = self.batch_size * self.accumulation
+        for number in range(self.steps_left):
+            step = rows[number * rows_per_step : (number + 1) * rows_per_step]
+            num_batches = in_last_step if number == self.steps_left - 1 else self.accumulation
+            size = max(self.batch_size, math.ceil(len(step) / num_batches))
+            starts = range(len(step) - num_batches * size, len(step), size)
+            yield from (step[max(start, 0) : max(start + size, 0)] for start in starts)
 
 
 class BatchLoader(DataLoader):

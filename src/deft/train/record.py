@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from deft.errors import UserError
 from deft.rundir import write_text, written_whole
 from deft.train.checkpoint import checkpoint_step
 
@@ -17,7 +18,10 @@ SUMMARY_KEYS = {"train_runtime"}
 class RowLoss:
     """The loss of one row in one epoch: `nll` in nats, summed over its `num_supervised` tokens.
 
-    Training losses are those met on the way (each row before its own update), validation losses those after the epoch.
+    `row` is its place among the rows of its split, counted from 0, which tells rows of equal content apart; `step` is
+    the optimizer step in which it was met, for a validation the steps before it. The epoch of a validation is the one
+    that it ends or cuts short, 0 before any training. Training losses are those met on the way, each row before its own
+    update.
     """
 
     id: str
@@ -26,6 +30,8 @@ class RowLoss:
     ability: str | None
     nll: float
     num_supervised: int
+    step: int
+    row: int
 
 
 class RunRecord:
@@ -62,34 +68,59 @@ class RunRecord:
                 ("ability", pa.string()),
                 ("nll", pa.float64()),
                 ("num_supervised", pa.int32()),
+                ("step", pa.int32()),
+                ("row", pa.int32()),
             ]
         )
         with written_whole(folder / "rows.parquet") as temporary:
             pq.write_table(pa.table(columns, schema=schema), temporary)
 
     def resume(self, checkpoint: Path | None) -> None:
-        """Take up the record as `checkpoint` holds it (None: as at the start): what came later is forgotten."""
-        import pyarrow.parquet as pq
+        """Go on from the record as `checkpoint` holds it (None: as at the start): what came later is forgotten.
 
-        rows = pq.read_table(checkpoint / "rows.parquet").to_pylist() if checkpoint else []
-        self.rows = [RowLoss(**row) for row in rows]
+        Raises:
+            UserError: if the checkpoint's record of rows cannot be read.
+        """
+        self.rows = read_rows(checkpoint) if checkpoint else []
         step = checkpoint_step(checkpoint) if checkpoint else 0
         lines = read_metrics(self.folder)
         kept = [line for line in lines if line["step"] <= step and not line.keys() & SUMMARY_KEYS]
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
 
+def read_rows(folder: Path) -> list[RowLoss]:
+    """Return the row losses in a folder's `rows.parquet`; one of an earlier version has no steps and places: -1.
+
+    Raises:
+        UserError: if it is missing or damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = folder / "rows.parquet"
+    try:
+        return [RowLoss(**({"step": -1, "row": -1} | row)) for row in pq.read_table(file).to_pylist()]
+    except (OSError, pa.ArrowException, TypeError) as error:
+        fix = "go on from an older checkpoint (rename this one), or start without --resume-training"
+        raise UserError(
+            "the losses of a checkpoint cannot be read", got=str(error), where=str(file), fix=fix
+        ) from error
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's `metrics.jsonl`; a last line cut off by a crash is left out."""
+    """Return the lines of a run's `metrics.jsonl`, up to the first that a crash cut off or damaged."""
     path = folder / "metrics.jsonl"
     if not path.exists():
         return []
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
+            values = json.loads(line)
+            if not isinstance(values["step"], int):
+                break
+        except (ValueError, KeyError, TypeError):
             break
+        found.append(values)
     return found
 
 

@@ -3,17 +3,19 @@
 import dataclasses
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
+from transformers import TrainingArguments
 
 from deft.errors import UserError
+from deft.manifest import check_manifest
 from deft.model.likelihood import takes_packs
 from deft.model.load import LoadedModel, find_folder, load_tokenizer, quiet_transformers
 from deft.prompt.cache import encode_once
@@ -24,15 +26,23 @@ from deft.prompt.pieces import painted_pieces
 from deft.rundir import check_writable, versions, write_json
 from deft.screen import say
 from deft.train.arguments import arguments_of
-from deft.train.checkpoint import checkpoints, disk_faults_told
+from deft.train.checkpoint import disk_faults_told
 from deft.train.config import NO_VALIDATION, TrainConfig, check_device_for
 from deft.train.figure import draw_losses
 from deft.train.lock import run_held
+from deft.train.order import Position
 from deft.train.out_of_memory import memory_faults_told
 from deft.train.prepare import check_whole, load_to_train, prepare_device
 from deft.train.progress import Progress
 from deft.train.record import RunRecord, mean_loss
-from deft.train.runfolder import find_unfinished, open_run, run_identity, write_dropped
+from deft.train.runfolder import (
+    Resumption,
+    choose_checkpoint,
+    find_unfinished,
+    open_run,
+    run_identity,
+    write_dropped,
+)
 from deft.train.schedule import Schedule
 from deft.train.sharding import check_layer_names, check_sharding, divide_by_zero3, reads_once
 from deft.train.trainer import SupervisedTrainer
@@ -83,10 +93,68 @@ def train(
     else:
         console = Console(quiet=True)
     prepare_device(config)
+    ready = make_ready(config, arguments, train_examples, valid_examples, console)
+    with ExitStack() as held:
+        folder, resumption = begin(config, ready, held, console)
+        record, progress = RunRecord(folder), Progress(console)
+        if processes.is_main_process:
+            write_dropped(folder, ready.train_rows, ready.valid_rows)
+            if ready.unfinished:
+                go_on(record, resumption, console)
+            else:
+                show_first_rows(train_examples, ready, num_rows=config.show_rows, console=console)
+        trainer = make_trainer(config, ready, record=record, progress=progress, position=resumption.position)
+        checkpoint = str(resumption.checkpoint) if resumption.checkpoint else None
+        # A resumed run has measured the loss before training already.
+        trainer.args.eval_on_start = measure_first and config.validates and checkpoint is None
+        with quiet_transformers(), takes_packs(ready.loaded.model), progress.shown(), disk_faults_told(folder):
+            with memory_faults_told():
+                trainer.train(resume_from_checkpoint=checkpoint)
+            finished = trainer.state.global_step >= trainer.state.max_steps
+            if processes.is_main_process:
+                write_json(folder / "run.json", ready.identity | {"versions": versions(), "finished": finished})
+                draw_losses(folder)
+        leave(processes)
+    last_step = max((row.step for row in record.rows if row.split == "valid"), default=0)
+    last_valid = [row for row in record.rows if row.split == "valid" and row.step == last_step]
+    return TrainResult(
+        folder=folder,
+        best=folder / "best",
+        finished=finished,
+        valid_loss=mean_loss(last_valid) if last_valid else None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ready:
+    """All that a run needs before its folder is made: a model that can be trained, encoded rows, what identifies it."""
+
+    loaded: LoadedModel
+    chat_format: ChatFormat
+    train_rows: EncodeResult
+    valid_rows: EncodeResult | None
+    identity: dict[str, Any]
+    unfinished: Path | None
+
+
+def make_ready(
+    config: TrainConfig,
+    arguments: TrainingArguments,
+    train_examples: Sequence[Example],
+    valid_examples: Sequence[Example],
+    console: Console,
+) -> Ready:
+    """Encode the rows, find the run to resume if one is, and load the model.
+
+    Raises:
+        UserError: if one of these cannot be done.
+    """
     if not train_examples:
         raise UserError("there are no rows to train on", fix="give --train FILE_OR_FOLDER")
     source, tokenizer = find_folder(config.model), load_tokenizer(config.model)
     check_whole(source)
+    if config.verify == "all" and PartialState().is_main_process:
+        check_manifest(source)
     chat_format, num_added_tokens = chat_format_to_train(tokenizer, source, config.chat_format)
     train_rows = encode(train_examples, tokenizer, chat_format, config, split="training", console=console)
     valid_rows = None
@@ -96,49 +164,58 @@ def train(
     unfinished = find_unfinished(config.output_dir, identity, config.allow_changed) if config.resume_training else None
     with memory_faults_told():
         loaded = load_to_train(config, arguments, tokenizer, train_rows, num_added_tokens=num_added_tokens)
-    [folder] = broadcast_object_list([open_run(config, identity, unfinished) if processes.is_main_process else None])
-    checkpoint = next(reversed(checkpoints(folder)), None)
-    if processes.is_main_process:
-        write_dropped(folder, train_rows, valid_rows)
-
-    record, progress = RunRecord(folder), Progress(console)
-    if unfinished and processes.is_main_process:
-        record.resume(checkpoint)
-        say(
-            console, "resuming {folder} at {place}", folder=folder, place=checkpoint.name if checkpoint else "its start"
-        )
-    elif processes.is_main_process:
-        show_first_rows(
-            train_examples, train_rows, tokenizer=loaded.tokenizer, num_rows=config.show_rows, console=console
-        )
-    trainer = make_trainer(
-        loaded,
-        config=config,
+    return Ready(
+        loaded=loaded,
         chat_format=chat_format,
         train_rows=train_rows,
         valid_rows=valid_rows,
-        record=record,
-        progress=progress,
+        identity=identity,
+        unfinished=unfinished,
     )
-    trainer.args.eval_on_start = (
-        measure_first and config.validates and checkpoint is None
-    )  # a resumed run has measured that already
-    lock = run_held(folder) if processes.is_main_process else nullcontext()
-    with lock, quiet_transformers(), takes_packs(loaded.model), progress.shown(), disk_faults_told(folder):
-        with memory_faults_told():
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        finished = trainer.state.global_step >= trainer.state.max_steps
-        if processes.is_main_process:
-            write_json(folder / "run.json", identity | {"versions": versions(), "finished": finished})
-            draw_losses(folder)
-    leave(processes)
-    last_valid = [row for row in record.rows if row.split == "valid" and row.epoch == config.num_epochs]
-    return TrainResult(
-        folder=folder,
-        best=folder / "best",
-        finished=finished,
-        valid_loss=mean_loss(last_valid) if last_valid else None,
+
+
+def begin(config: TrainConfig, ready: Ready, held: ExitStack, console: Console) -> tuple[Path, Resumption]:
+    """Return the folder of the run, whose lock is `held` from now on, and where in it to go on.
+
+    The first process opens it for all, and all raise the error if it cannot.
+
+    Raises:
+        UserError: if the folder cannot be written, another process is training in it, or no checkpoint in it is whole.
+    """
+    found: tuple[Path, Resumption] | UserError | None = None
+    if PartialState().is_main_process:
+        try:
+            found = opened(config, ready, held, console)
+        except UserError as error:
+            found = error
+    [found] = broadcast_object_list([found])
+    if isinstance(found, UserError):
+        raise found
+    assert found is not None
+    return found
+
+
+def opened(config: TrainConfig, ready: Ready, held: ExitStack, console: Console) -> tuple[Path, Resumption]:
+    """Lock the unfinished run and find where it goes on, or make the folder of a new run and lock that."""
+    if ready.unfinished is None:
+        folder = open_run(config, ready.identity, None)
+        held.enter_context(run_held(folder))
+        return folder, Resumption()
+    held.enter_context(run_held(ready.unfinished))
+    resumption = choose_checkpoint(
+        ready.unfinished,
+        num_rows=len(ready.train_rows.sequences),
+        verify=config.verify == "all",
+        tell=lambda text: say(console, "[yellow]note:[/] {text}", text=text, fold=True),
     )
+    return open_run(config, ready.identity, ready.unfinished), resumption
+
+
+def go_on(record: RunRecord, resumption: Resumption, console: Console) -> None:
+    """Bring the record of a resumed run to where it goes on, and say where that is."""
+    record.resume(resumption.checkpoint)
+    place = resumption.checkpoint.name if resumption.checkpoint else "its start"
+    say(console, "resuming {folder} at {place}", folder=record.folder, place=place)
 
 
 def leave(processes: PartialState) -> None:
@@ -154,16 +231,10 @@ def leave(processes: PartialState) -> None:
 
 
 def make_trainer(
-    loaded: LoadedModel,
-    *,
-    config: TrainConfig,
-    chat_format: ChatFormat,
-    train_rows: EncodeResult,
-    valid_rows: EncodeResult | None,
-    record: RunRecord,
-    progress: Progress,
+    config: TrainConfig, ready: Ready, *, record: RunRecord, progress: Progress, position: Position
 ) -> SupervisedTrainer:
     """Put together what trains; a run that had to shorten its packs keeps to them when it is resumed."""
+    loaded, train_rows, valid_rows = ready.loaded, ready.train_rows, ready.valid_rows
     arguments = arguments_of(config, record.folder)
     check_layer_names(loaded.model, arguments)
     kind = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else loaded.model.dtype
@@ -172,11 +243,12 @@ def make_trainer(
         model=loaded.model,
         args=arguments,
         tokenizer=loaded.tokenizer,
-        chat_format=chat_format,
+        chat_format=ready.chat_format,
         train_rows=train_rows.sequences,
         valid_rows=valid_rows.sequences if valid_rows else (),
         pack_capacity_tokens=record.pack_capacity_tokens() or config.pack_capacity_tokens,
         save_steps=config.save_steps,
+        keep_checkpoints=config.save_total_limit,
         schedule=Schedule(
             warmup_ratio=config.warmup_ratio,
             end_ratio=config.end_learning_rate / config.learning_rate,
@@ -184,24 +256,18 @@ def make_trainer(
         ),
         record=record,
         progress=progress,
+        position=position,
     )
     if reads_once(config, arguments):
         divide_by_zero3(loaded.model, arguments)
     return trainer
 
 
-def show_first_rows(
-    examples: Sequence[Example],
-    rows: EncodeResult,
-    *,
-    tokenizer: "PreTrainedTokenizerBase",
-    num_rows: int,
-    console: Console,
-) -> None:
+def show_first_rows(examples: Sequence[Example], ready: Ready, *, num_rows: int, console: Console) -> None:
     """Paint the first rows as they are trained, long stretches shortened, so that a wrong mask meets the eye."""
     example_of = {example.id: example for example in examples}
-    for row in rows.sequences[:num_rows]:
-        pieces = [(shortened(text), trained) for text, trained in painted_pieces(row, tokenizer)]
+    for row in ready.train_rows.sequences[:num_rows]:
+        pieces = [(shortened(text), trained) for text, trained in painted_pieces(row, ready.loaded.tokenizer)]
         console.print(paint(example_of[row.id], row, pieces, colour=console.color_system is not None), "\n")
 
 

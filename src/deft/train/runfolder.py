@@ -2,21 +2,33 @@
 
 import dataclasses
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from deft.errors import UserError, did_you_mean
 from deft.prompt.format import EncodeResult
-from deft.rundir import fingerprint, folder_fingerprint, new_run_folder, remove, versions, write_json, write_text
-from deft.train.checkpoint import link_to, remove_leftovers
+from deft.rundir import (
+    fingerprint,
+    folder_fingerprint,
+    new_run_folder,
+    read_object,
+    remove,
+    versions,
+    write_json,
+    write_text,
+)
+from deft.train.checkpoint import POSITION_FILE, checkpoint_step, last_whole, link_to, remove_leftovers, set_aside
 from deft.train.config import TrainConfig
+from deft.train.order import Position
 from deft.types import TokenSequence
 
 NOT_PART_OF_A_RUN = (
     "resume_training",
     "allow_changed",
+    "verify",
     "show_rows",
     "output_dir",
     "batch_size",
@@ -26,6 +38,14 @@ NOT_PART_OF_A_RUN = (
 the number of processes, may not."""
 NOT_COMPARED = ("settings", "num_train_rows", "num_valid_rows", "held_out", "versions", "finished")
 """What a `run.json` holds besides; which rows there are, and how many, is in the rows' fingerprints."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Resumption:
+    """Where a run goes on: from a checkpoint (None: from its start), and at which of the rows."""
+
+    checkpoint: Path | None = None
+    position: Position = dataclasses.field(default_factory=Position)
 
 
 def run_identity(
@@ -104,6 +124,42 @@ def find_unfinished(runs: Path, identity: dict[str, Any], allow_changed: Sequenc
             "or accept it: --allow-changed " + " ".join(changed),
         )
     return folder
+
+
+def choose_checkpoint(run: Path, *, num_rows: int, verify: bool, tell: Callable[[str], None]) -> Resumption:
+    """Return where an unfinished run goes on: its newest whole checkpoint, or its start if it has saved none.
+
+    Newer checkpoints that are damaged are told, and renamed, since their steps will be saved again.
+
+    Raises:
+        UserError: if it has checkpoints and none is whole.
+    """
+    checkpoint, faulty = last_whole(run, verify=verify)
+    for damaged, fault in faulty:
+        tell(f"{damaged.name} is passed over: {fault}")
+    if checkpoint is None and faulty:
+        damaged, fault = faulty[0]
+        fix = "start without --resume-training; what is there stays, each with the weights it holds"
+        raise UserError("the run cannot go on from any of its checkpoints", got=fault, where=str(damaged), fix=fix)
+    for damaged, _ in faulty:
+        set_aside(damaged)
+    return Resumption(checkpoint=checkpoint, position=position_of(checkpoint, num_rows) if checkpoint else Position())
+
+
+def position_of(checkpoint: Path, num_rows: int) -> Position:
+    """Return where a run stood when it saved a checkpoint; the beginning of an epoch rather than the end of another.
+
+    A checkpoint of an earlier version does not say, but all steps of its run had equally many rows.
+    """
+    stored = read_object(checkpoint / POSITION_FILE)
+    try:
+        found = Position(**{name: int(stored[name]) for name in ("step", "epoch", "num_met")})
+    except (KeyError, TypeError, ValueError):
+        step = checkpoint_step(checkpoint)
+        rows_per_step = int(read_object(checkpoint.parent / "run.json").get("rows_per_step") or 1)
+        epoch, steps = divmod(step, math.ceil(num_rows / rows_per_step))
+        found = Position(step=step, epoch=epoch, num_met=steps * rows_per_step)
+    return found if found.num_met < num_rows else Position(step=found.step, epoch=found.epoch + 1)
 
 
 def flat(identity: dict[str, Any]) -> dict[str, Any]:

@@ -3,14 +3,17 @@
 What stays transformers' is what it does well: the optimizer and its schedule, devices, clipping, restoring a state.
 """
 
+import math
+import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     PreTrainedModel,
@@ -22,15 +25,16 @@ from transformers import (
     TrainingArguments,
 )
 
+from deft.manifest import write_manifest
 from deft.model.likelihood import PackedRows, SupervisedNLL
 from deft.model.memory_fault import is_out_of_memory
 from deft.prompt.format import ChatFormat
 from deft.prompt.store import save_chat_format
-from deft.rundir import remove
+from deft.rundir import remove, sync, sync_folder, write_json
 from deft.screen import say
-from deft.train.checkpoint import mark_best, prune_checkpoints
+from deft.train.checkpoint import POSITION_FILE, mark_best, prune_checkpoints
 from deft.train.divergence import DivergenceWatch
-from deft.train.order import Batch, BatchLoader, RowOrder, Share
+from deft.train.order import Batch, BatchLoader, Position, RowOrder, Share
 from deft.train.out_of_memory import free_memory, shorter_capacity
 from deft.train.progress import Progress
 from deft.train.record import RowLoss, RunRecord, loss_by_ability, mean_loss
@@ -61,10 +65,13 @@ class SupervisedTrainer(Trainer):
         valid_rows: Sequence[TokenSequence],
         pack_capacity_tokens: int,
         save_steps: int | None,
+        keep_checkpoints: int,
         schedule: Schedule,
         record: RunRecord,
         progress: Progress,
+        position: Position | None = None,
     ) -> None:
+        train_rows, valid_rows = numbered(train_rows), numbered(valid_rows)
         super().__init__(
             model=model,
             args=args,
@@ -78,10 +85,11 @@ class SupervisedTrainer(Trainer):
         self.train_rows = train_rows
         self.valid_rows = valid_rows
         self.pack_capacity_tokens = pack_capacity_tokens
+        self.keep_checkpoints = keep_checkpoints
         self.schedule = schedule
         self.record = record
         self.progress = progress
-        self.ability_of = {row.id: row.ability for row in train_rows}
+        self.began_at = self.position = position or Position()
         embeddings: Any = model.get_input_embeddings()
         self.watch = DivergenceWatch(embeddings.weight.shape[0])
         self.met_rows: list[RowLoss] = []
@@ -104,13 +112,52 @@ class SupervisedTrainer(Trainer):
 
     def get_train_dataloader(self) -> BatchLoader:
         """Return this process's batches of rows, in the order that (seed, epoch, step) gives."""
-        batch_size = self.args.per_device_train_batch_size * self.share.world_size
-        order = RowOrder(len(self.train_rows), batch_size, self.args.seed)
-        return BatchLoader(self.train_rows, order, self.share)
+        return BatchLoader(self.train_rows, self.row_order(), self.share)
+
+    def row_order(self) -> RowOrder:
+        """Return the order in which all processes together meet the rows."""
+        return RowOrder(
+            len(self.train_rows),
+            self.args.per_device_train_batch_size * self.share.world_size,
+            self.args.seed,
+            accumulation=self.args.gradient_accumulation_steps,
+            position=self.began_at,
+        )
+
+    def set_initial_training_values(self, args: TrainingArguments, dataloader: Any) -> Any:
+        """Return transformers' numbers of epochs and steps; in a resumed run, those taken and those still to be taken.
+
+        They add up by rows, not by steps, because a resumed run may put other numbers of rows in a step.
+        """
+        values = super().set_initial_training_values(args, dataloader)
+        order, begun = self.row_order(), self.began_at
+        if not begun.step:
+            return values
+        left_in_epoch = order.steps_left
+        if args.max_steps > 0:
+            further = max(args.max_steps - begun.step - left_in_epoch, 0)
+            num_epochs = begun.epoch + 1 + math.ceil(further / order.steps_per_epoch)
+            num_steps = args.max_steps
+        else:
+            num_epochs = math.ceil(args.num_train_epochs)
+            num_steps = begun.step + left_in_epoch + (num_epochs - begun.epoch - 1) * order.steps_per_epoch
+        return (num_epochs, *values[1:-1], num_steps)
+
+    def _init_training_state(self, *args: Any, **options: Any) -> tuple[int, int]:
+        """Restore the state; return the epoch to go on with, and how many of its batches are to be skipped."""
+        found = super()._init_training_state(*args, **options)
+        if not self.began_at.step:
+            return found
+        order = self.row_order()
+        return self.began_at.epoch, (order.steps_per_epoch - order.steps_left) * order.accumulation
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> int:
         """Begin an optimizer step: note its batches and count their supervised tokens, over all processes."""
         self.step_batches = batch_samples
+        epoch = int(self.state.epoch or 0)
+        met_before = self.position.num_met if self.position.epoch == epoch else 0
+        met = met_before + sum(len(batch.rows) for batch in batch_samples)
+        self.position = Position(step=self.state.global_step + 1, epoch=epoch, num_met=met)
         return sum(batch.num_supervised for batch in batch_samples)
 
     def training_step(  # type: ignore[override]  # transformers' batches are dicts
@@ -161,8 +208,8 @@ class SupervisedTrainer(Trainer):
                     nll = self.run_pack(model, pack, scale * counts)
                 if counts:
                     part += nll.total.detach() * scale
-                    epoch = int(self.state.epoch or 0) + 1
-                    rows += row_losses(pack, nll.per_row(pack).tolist(), "train", epoch, self.ability_of)
+                    epoch, step = int(self.state.epoch or 0) + 1, self.state.global_step + 1
+                    rows += row_losses(pack, nll.per_row(pack).tolist(), split="train", epoch=epoch, step=step)
                     packs.append(pack)
         finally:
             self.accelerator.gradient_state._set_sync_gradients(syncs_at_last)
@@ -253,15 +300,15 @@ class SupervisedTrainer(Trainer):
     def valid_losses(self) -> list[RowLoss]:
         """Return the losses of this process's share of the validation rows."""
         mine: list[RowLoss] = []
-        abilities = {row.id: row.ability for row in self.valid_rows}
-        epoch = round(self.state.epoch or 0)
+        epoch = math.ceil(round(self.state.epoch or 0, 9))
         self.model_wrapped.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
             for pack, counts in Batch(rows=tuple(self.valid_rows), share=self.share).passes(self.pack_capacity_tokens):
                 self.pack_now = pack
                 nll = SupervisedNLL(*self.model_wrapped(packed=pack))
                 if counts:
-                    mine += row_losses(pack, nll.per_row(pack).tolist(), "valid", epoch, abilities)
+                    sums, step = nll.per_row(pack).tolist(), self.state.global_step
+                    mine += row_losses(pack, sums, split="valid", epoch=epoch, step=step)
         return mine
 
     def gather_met_rows(self) -> None:
@@ -285,21 +332,23 @@ class SupervisedTrainer(Trainer):
         """Save a checkpoint under a temporary name and rename it when it is whole; then delete what is too many."""
         self.gather_met_rows()
         run = Path(str(self.args.output_dir))
-        final, staging = run / f"checkpoint-{self.state.global_step}", run / ".partial"
-        is_there = final.exists()
-        self.accelerator.wait_for_everyone()
-        if is_there:
+        final = run / f"checkpoint-{self.state.global_step}"
+        mine = None
+        if self.is_world_process_zero() and not final.exists():
+            mine = tempfile.mkdtemp(prefix=".", suffix=".partial", dir=run)
+        [staging] = broadcast_object_list([mine])
+        if staging is None:
             return
-        self.args.output_dir = str(staging)
+        self.args.output_dir = staging
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
-                self.finish_checkpoint(staging / final.name, final)
+                self.finish_checkpoint(Path(staging) / final.name, final)
         finally:
             self.args.output_dir = str(run)
             if self.is_world_process_zero():
-                remove(staging)
+                remove(Path(staging))
         self.accelerator.wait_for_everyone()
 
     def finish_checkpoint(self, staged: Path, final: Path) -> None:
@@ -309,16 +358,15 @@ class SupervisedTrainer(Trainer):
             self.state.best_model_checkpoint = str(run / f"checkpoint-{self.state.best_global_step}")
         self.state.save_to_json(str(staged / "trainer_state.json"))
         self.record.save_rows(staged)
+        write_json(staged / POSITION_FILE, asdict(self.position))
+        write_manifest(staged)
+        sync(staged)
         staged.rename(final)
+        sync_folder(run)
         self.record.save_rows(run)
         best_step = self.state.best_global_step or self.state.global_step
         mark_best(run, best_step)
         prune_checkpoints(run, keep=self.keep_checkpoints, best_step=best_step)
-
-    @property
-    def keep_checkpoints(self) -> int:
-        """How many checkpoints stay, besides the best."""
-        return self.args.save_total_limit or 1
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save weights (safetensors), tokenizer and chat format; no pickled arguments beside them.
@@ -376,12 +424,24 @@ def ends_epoch(state: TrainerState) -> bool:
     return float(state.epoch or 0).is_integer()
 
 
-def row_losses(
-    pack: PackedRows, sums: Sequence[float], split: str, epoch: int, abilities: dict[str, str | None]
-) -> list[RowLoss]:
+def row_losses(pack: PackedRows, sums: Sequence[float], *, split: str, epoch: int, step: int) -> list[RowLoss]:
     """Return the losses of a pack's rows; `sums` are their NLL in nats."""
-    counts = torch.bincount(pack.row_of, minlength=len(pack.row_ids)).tolist()
+    counts = torch.bincount(pack.row_of, minlength=len(pack.rows)).tolist()
     return [
-        RowLoss(id=row, split=split, epoch=epoch, ability=abilities[row], nll=nll, num_supervised=count)
-        for row, nll, count in zip(pack.row_ids, sums, counts, strict=True)
+        RowLoss(
+            id=row.id,
+            split=split,
+            epoch=epoch,
+            ability=row.ability,
+            nll=nll,
+            num_supervised=count,
+            step=step,
+            row=row.place,
+        )
+        for row, nll, count in zip(pack.rows, sums, counts, strict=True)
     ]
+
+
+def numbered(rows: Sequence[TokenSequence]) -> tuple[TokenSequence, ...]:
+    """Return rows that know their places among each other."""
+    return tuple(replace(row, place=place) for place, row in enumerate(rows))
