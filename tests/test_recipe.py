@@ -94,3 +94,28 @@ def test_columns_may_be_named_in_a_recipe(tmp_path: Path, monkeypatch: pytest.Mo
     config = config_of(monkeypatch, str(written(tmp_path, text)))
     choice = FieldChoice.parse(config.ignore_fields, config.fields)
     assert choice.columns == {"prompt": ("题目",), "response": ("解答",)} and choice.ignored == {"提示"}
+
+
+def test_no_and_off_are_words_and_true_and_false_are_not(tmp_path: Path) -> None:
+    path = written(tmp_path, "train:\n  model: no\n  chat_format: off\n  skip_broken: true\n  show_rows: 0\n")
+    assert read_section(path, "train", TrainConfig) == {
+        "model": "no",
+        "chat_format": "off",
+        "skip_broken": True,
+        "show_rows": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "train: &甲\n  trainer: *甲\n",
+        "train: &甲 [*甲]\n",
+        "a: &a [x, x, x, x, x, x, x, x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a]\nc: &c [*b, *b, *b, *b, *b, *b, *b]\n"
+        "d: &d [*c, *c, *c, *c, *c, *c, *c]\ntrain: {model: [*d, *d, *d, *d, *d, *d]}\n",
+    ],
+    ids=["a mapping in itself", "a list in itself", "laughs by the billion"],
+)
+def test_a_recipe_that_refers_to_itself_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match="refers to itself, or holds far too much"):
+        read_section(written(tmp_path, text), "train", TrainConfig)

@@ -540,7 +540,7 @@ def train_files(config: TrainConfig, lang: "Lang" = "en") -> "TrainResult":
 
     say(screen, "[green]✓[/] trained: {best}", best=result.best)
     time_s = time.monotonic() - began_at
-    show_trained(result.folder, config, screen, lang=lang, time_s=time_s, resumed=config.resume_training)
+    show_trained(result.folder, result.config, screen, lang=lang, time_s=time_s, resumed=config.resume_training)
     return result
 
 

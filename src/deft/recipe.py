@@ -1,6 +1,7 @@
 """Recipes: a YAML file with one section per command; what the command line says wins over it."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,15 @@ from deft.errors import UserError, did_you_mean
 EXAMPLE = "write for example `train:`, and on the next line `  num_epochs: 3`"
 
 
+MOST_VALUES = 10_000
+"""A recipe holds settings; one whose references make it larger than this is none."""
+
+
 class Loader(yaml.SafeLoader):
-    """YAML in which no key may be set twice."""
+    """YAML in which no key may be set twice, and only true and false are true and false, as YAML 1.2 has it.
+
+    YAML 1.1, which PyYAML reads, takes `no`, `off`, `yes` and `on` for them too.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Refuse a mapping that names a key again, where plain YAML would let the last one win."""
@@ -24,6 +32,13 @@ class Loader(yaml.SafeLoader):
                     raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is set twice", key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF"))
 
 
 def read_section(path: Path, section: str, config_type: type) -> dict[str, Any]:
@@ -81,9 +96,27 @@ def read_recipe(path: Path) -> dict[str, Any]:
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = getattr(error, "problem", None) or "not YAML"
         raise UserError("the recipe is not valid YAML", got=problem, where=place, fix=EXAMPLE) from error
+    if count_values(sections) > MOST_VALUES:
+        fix = "write each setting out; a recipe needs no references (&name, *name)"
+        raise UserError("the recipe refers to itself, or holds far too much", where=str(path), fix=fix)
     if not isinstance(sections, dict):
         raise UserError("the recipe should hold sections such as `train:`", got=sections, where=str(path), fix=EXAMPLE)
     return sections
+
+
+def count_values(value: Any, counted: int = 0) -> int:
+    """Return how many values there are, at any depth, or a few more than `MOST_VALUES`: they may have no end."""
+    counted += 1
+    inner: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        inner = value.values()
+    elif isinstance(value, list):
+        inner = value
+    for one in inner:
+        if counted > MOST_VALUES:
+            break
+        counted = count_values(one, counted)
+    return counted
 
 
 def line_of(path: Path, key: str) -> int:

@@ -263,8 +263,8 @@ def from_pretrained(*names, **settings):
     read.append(names)
     return plain(*names, **settings)
 
-def stop(loaded, **_):
-    weights = loaded.model.state_dict()
+def stop(config, ready, **_):
+    weights = ready.loaded.model.state_dict()
     devices, formats = ({str(getattr(tensor, kind)) for tensor in weights.values()} for kind in ("device", "dtype"))
     Path(f"seen-{PartialState().process_index}").write_text(
         f"read {len(read)} times, checked {len(checked)} times, {len(weights)} weights, {devices}, {sorted(formats)}"

@@ -86,10 +86,10 @@ def test_a_gradient_that_is_no_number_does_not_reach_the_weights(
     made: list[torch.nn.Module] = []
     plain = run.make_trainer
 
-    def spoiled(loaded, **options):
-        made.append(loaded.model)
-        loaded.model.model.layers[0].mlp.up_proj.weight.register_hook(lambda gradient: gradient * math.nan)
-        return plain(loaded, **options)
+    def spoiled(config, ready, **options):
+        made.append(ready.loaded.model)
+        ready.loaded.model.model.layers[0].mlp.up_proj.weight.register_hook(lambda gradient: gradient * math.nan)
+        return plain(config, ready, **options)
 
     monkeypatch.setattr(run, "make_trainer", spoiled)
     with pytest.raises(UserError, match="the gradient became nan at step 1"):

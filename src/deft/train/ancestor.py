@@ -10,6 +10,7 @@ import yaml
 
 from deft.errors import UserError, did_you_mean
 from deft.train.config import NO_VALIDATION, TrainConfig
+from deft.train.passed import OWNED, PASSED, WITHOUT_EFFECT, check_no_secrets, check_passed
 
 RENAMED = {
     "num_train_epochs": "num_epochs",
@@ -19,13 +20,20 @@ RENAMED = {
     "model_name_or_path": "model",
     "torch_dtype": "dtype",
     "lr_scheduler_power": "lr_power",
+    "lr_scheduler_type": "lr_schedule",
 }
 """Names the ancestor or transformers used, and deft's."""
 
-ANCESTOR_DEFAULTS: dict[str, Any] = {"num_epochs": 15, "save_total_limit": 15, "gradient_accumulation": 1}
+ANCESTOR_DEFAULTS: dict[str, Any] = {
+    "num_epochs": 15,
+    "save_total_limit": 15,
+    "gradient_accumulation": 1,
+    "learning_rate": 1e-5,
+    "end_learning_rate": 1e-6,
+}
 """Where the ancestor's defaults differ from deft's."""
 
-SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+SHORT_NAMES = {"linear": "polynomial", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,10 +74,12 @@ def config_from_flags(arguments: Sequence[str]) -> TrainConfig:
         name = RENAMED.get(flag, flag)
         if name in DEFT_TYPES:
             values[name] = converted(name, value)
-        elif name in training_argument_names():
+        elif name in PASSED or name in OWNED or name in WITHOUT_EFFECT:
+            check_passed(name)
             trainer[name] = parsed(name, value)
         else:
             raise UserError("unknown flag", got=f"--{flag}", fix=did_you_mean(flag, {*DEFT_TYPES, *RENAMED}))
+    check_no_secrets(trainer)
     return TrainConfig(**values, trainer=trainer)
 
 
@@ -88,8 +98,9 @@ def pairs(tokens: Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
+RATES = ("learning_rate", "end_learning_rate")
 DEFT_TYPES: dict[str, type] = {
-    field.name: type(field.default) if field.default is not None else int
+    field.name: type(field.default) if field.default is not None else float if field.name in RATES else int
     for field in dataclasses.fields(TrainConfig)
     if isinstance(field.default, bool | int | float | str | Path) or field.default is None
 }
@@ -104,8 +115,8 @@ def converted(name: str, value: str) -> Any:
         if not isinstance(found, bool):
             raise UserError(f"--{name} wants true or false", got=value, fix=f"--{name}, or leave it out")
         return found
-    if name == "dtype":
-        return SHORT_DTYPES.get(value, value)
+    if name in ("dtype", "lr_schedule"):
+        return SHORT_NAMES.get(value, value)
     try:
         return kind(float(value)) if kind is int and float(value).is_integer() else kind(value)
     except ValueError as error:
@@ -123,10 +134,3 @@ def parsed(name: str, value: str) -> Any:
         return yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise UserError(f"--{name} cannot be read", got=value, fix="put text into quotes of its own") from error
-
-
-def training_argument_names() -> set[str]:
-    """Return the field names of `transformers.TrainingArguments`."""
-    from transformers import TrainingArguments
-
-    return {field.name for field in dataclasses.fields(TrainingArguments)}

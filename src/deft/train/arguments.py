@@ -1,6 +1,5 @@
 """deft's settings as transformers takes them: a `TrainConfig` in, `TrainingArguments` out."""
 
-import dataclasses
 import importlib.util
 import json
 import os
@@ -13,6 +12,7 @@ from transformers import TrainingArguments
 
 from deft.errors import UserError, did_you_mean
 from deft.train.config import TrainConfig
+from deft.train.passed import check_no_secrets, check_passed
 
 FILE_SETTINGS = ("deepspeed", "fsdp_config", "accelerator_config")
 """Settings of `TrainingArguments` that are the path of a file where they are text."""
@@ -42,7 +42,7 @@ def arguments_of(config: TrainConfig, folder: Path) -> TrainingArguments:
         "max_steps": config.max_steps or -1,
         "per_device_train_batch_size": config.batch_size,
         "gradient_accumulation_steps": config.gradient_accumulation,
-        "learning_rate": config.learning_rate,
+        "learning_rate": config.learning_rate or 0.0,
         "weight_decay": config.weight_decay,
         "adam_beta1": config.adam_beta1,
         "adam_beta2": config.adam_beta2,
@@ -66,7 +66,7 @@ def arguments_of(config: TrainConfig, folder: Path) -> TrainingArguments:
         "ddp_find_unused_parameters": False,
     }
     try:
-        return TrainingArguments(**(values | further))
+        arguments = TrainingArguments(**(values | further))
     except (TypeError, ValueError, ImportError) as error:
         given = ", ".join(f"{name}: {value}" for name, value in further.items())
         raise UserError(
@@ -75,6 +75,9 @@ def arguments_of(config: TrainConfig, folder: Path) -> TrainingArguments:
             where=f"trainer: {given}" if given else None,
             fix="see transformers.TrainingArguments for what each may be, and install the packages it asks for",
         ) from error
+    if arguments.n_gpu > 1:  # transformers would copy the model to all of them in every step (DataParallel)
+        arguments._n_gpu = 1
+    return arguments
 
 
 def why_read_everywhere(config: TrainConfig, fsdp_config: dict[str, Any] | None = None) -> str | None:
@@ -93,15 +96,14 @@ def further_settings(given: dict[str, Any]) -> dict[str, Any]:
         UserError: for a name that `TrainingArguments` does not know, a file that is not there, or a DeepSpeed file that
             would overrule the run's own schedule or optimizer without a word.
     """
-    known = {field.name for field in dataclasses.fields(TrainingArguments)}
-    found = {}
+    check_no_secrets(given)
+    found: dict[str, Any] = {}
     for name, text in given.items():
         value = text
         if isinstance(text, str):
             with suppress(json.JSONDecodeError):
                 value = json.loads(text)
-        if name not in known:
-            raise UserError("unknown setting under `trainer`", got=name, fix=did_you_mean(name, known))
+        check_passed(name)
         if name in FILE_SETTINGS and isinstance(value, str):
             value = read_settings_file(name, Path(value))
         found[name] = value

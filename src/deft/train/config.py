@@ -9,6 +9,20 @@ from deft.errors import UserError
 
 MAX_SEED = 2**32 - 1
 """The largest that numpy takes."""
+MOST = {
+    "lora_rank": 65_536,
+    "max_length_tokens": 100_000_000,
+    "pack_length_tokens": 100_000_000,
+    "num_epochs": 10_000,
+    "max_steps": 1_000_000_000,
+    "batch_size": 10_000_000,
+    "gradient_accumulation": 1_000_000,
+    "save_steps": 1_000_000_000,
+    "save_total_limit": 1_000_000,
+    "show_rows": 1_000_000,
+    "warmup_steps": 1_000_000_000,
+}
+"""The largest of whole numbers that make any sense; more is a slip of the hand, and would hang a run or a dry run."""
 NO_VALIDATION = Path("none")
 """What `valid` says where nothing is to be measured."""
 
@@ -54,14 +68,18 @@ class TrainConfig:
     """Rows per device and accumulation step."""
     gradient_accumulation: int = 1
     """Batches per optimizer step; their loss is weighted by supervised tokens."""
-    learning_rate: float = 1e-5
-    """Learning rate at the first step (after the warm-up)."""
-    end_learning_rate: float = 1e-6
-    """Learning rate at the last step."""
+    learning_rate: float | None = None
+    """Learning rate at the first step (after the warm-up); by default one for the method and the size of the model."""
+    end_learning_rate: float | None = None
+    """Learning rate at the last step; by default a tenth of the first."""
+    lr_schedule: Literal["polynomial", "cosine", "constant"] = "polynomial"
+    """How it goes from one to the other: a polynomial, half a cosine, or not at all."""
     lr_power: float = 1.0
-    """Power of the polynomial between the two; 1 is a straight line."""
+    """Power of the polynomial; 1 is a straight line."""
     warmup_ratio: float = 0.0
     """Share of the steps in which the learning rate rises from 0."""
+    warmup_steps: int = 0
+    """The same as a number of steps, in place of the share."""
     weight_decay: float = 0.1
     """AdamW's weight decay."""
     adam_beta1: float = 0.9
@@ -112,21 +130,25 @@ class TrainConfig:
                 require(is_unicode(str(value)), name, value, "UTF-8 text")
             if isinstance(value, float):
                 require(math.isfinite(value), name, value, "a finite number")
-        for name in ("lora_rank", "max_length_tokens", "num_epochs", "batch_size", "gradient_accumulation"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
-        for name in ("max_steps", "save_steps", "save_total_limit"):
+        for name, most in MOST.items():
             value = getattr(self, name)
-            require(value is None or value >= 1, name, value, "a whole number of at least 1")
-        require(self.show_rows >= 0, "show_rows", self.show_rows, "a whole number of at least 0")
+            least = 0 if name in ("show_rows", "warmup_steps") else 1
+            allowed = f"a whole number of at least {least} and at most {most:,}"
+            require(value is None or least <= value <= most, name, value, allowed)
+        require(
+            not (self.warmup_steps and self.warmup_ratio),
+            "warmup_steps",
+            self.warmup_steps,
+            f"left out beside warmup_ratio ({self.warmup_ratio:g}), or the other way round",
+        )
         require(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"a whole number from 0 to {MAX_SEED}")
         for name in ("learning_rate", "lora_alpha"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
-        require(
-            0 <= self.end_learning_rate <= self.learning_rate,
-            "end_learning_rate",
-            self.end_learning_rate,
-            f"between 0 and learning_rate ({self.learning_rate:g})",
-        )
+            value = getattr(self, name)
+            require(value is None or value > 0, name, value, "a number above 0")
+        if self.end_learning_rate is not None:
+            first = math.inf if self.learning_rate is None else self.learning_rate
+            allowed = f"between 0 and learning_rate ({first:g})" if self.learning_rate else "a number of at least 0"
+            require(0 <= self.end_learning_rate <= first, "end_learning_rate", self.end_learning_rate, allowed)
         alone = NO_VALIDATION not in self.valid or len(self.valid) == 1
         require(alone, "valid", " ".join(map(str, self.valid)), "files or folders, or none alone")
         check_lora_targets(self.lora_targets)

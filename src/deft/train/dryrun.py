@@ -18,7 +18,7 @@ from deft.train.arguments import arguments_of
 from deft.train.config import TrainConfig
 from deft.train.estimate import Estimate, estimate
 from deft.train.memory import ADAM_BYTES_PER_PARAMETER, SHARDINGS, MemoryEstimate
-from deft.train.run import encode
+from deft.train.run import encode, settled
 from deft.types import Example
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?", re.IGNORECASE)
@@ -52,6 +52,7 @@ def dry_run(
     if (folder / ADAPTER_CONFIG).is_file():
         fix = "name its base model: what the adapter adds is small"
         raise UserError("a dry run knows whole models only, and this is an adapter", got=str(folder), fix=fix)
+    config = settled(config, folder, console)
     chat_format, num_added_tokens = chat_format_to_train(tokenizer, folder, config.chat_format)
     rows = encode(train_examples, tokenizer, chat_format, config, split="training", console=console)
     if valid_examples:

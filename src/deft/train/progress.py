@@ -4,7 +4,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -22,6 +22,7 @@ from deft.screen import say
 from deft.train.utilisation import Utilisation
 
 PLAIN_LINE_EVERY_S = 15.0
+SAME_WISH_S = 1.0
 
 
 class Progress:
@@ -32,6 +33,7 @@ class Progress:
         self.utilisation: Utilisation | None = None
         self.flop = 0.0
         self.stop_asked = False
+        self.asked_at = 0.0
         self.num_tokens = 0
         self.num_supervised = 0
         self.num_padding = 0
@@ -44,25 +46,34 @@ class Progress:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Show the bar, and turn the first Ctrl-C into a wish to stop after the current step."""
-        before = signal.getsignal(signal.SIGINT)
-        try:
-            signal.signal(signal.SIGINT, self.ask_to_stop)
-        except ValueError:  # not the main thread: Ctrl-C is the caller's to handle
-            before = None
+        """Show the bar, and turn the first Ctrl-C or SIGTERM into a wish to stop after the current step.
+
+        SIGTERM is what Slurm, Kubernetes and pre-empted machines send before they end a process.
+        """
+        before: dict[int, Any] = {}
+        for wish in (signal.SIGINT, signal.SIGTERM):
+            with suppress(ValueError):  # not the main thread: signals are the caller's to handle
+                before[wish] = signal.signal(wish, self.ask_to_stop)
         try:
             yield
         finally:
             if self.bar is not None:
                 self.bar.stop()
-            if before is not None:
-                signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def ask_to_stop(self, number: int, frame: FrameType | None) -> None:
-        """Stop after this step; the second time, at once."""
+        """Stop after this step; the second time, at once.
+
+        A second signal right behind the first is the same wish: torchrun passes on the Ctrl-C that its processes get
+        from the terminal as well.
+        """
+        now = time.monotonic()
         if self.stop_asked:
+            if now - self.asked_at < SAME_WISH_S:
+                return
             raise KeyboardInterrupt
-        self.stop_asked = True
+        self.stop_asked, self.asked_at = True, now
         say(self.console, "[yellow]stopping after this step, with a checkpoint (Ctrl-C again: at once)[/]")
 
     def begin(self, *, step: int, num_steps: int) -> None:

@@ -1,7 +1,6 @@
 """One fine-tuning run from start to finish: examples and settings in, a run folder with checkpoints out."""
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from deft.errors import UserError
 from deft.manifest import check_manifest
 from deft.model.likelihood import takes_packs
 from deft.model.load import LoadedModel, find_folder, load_tokenizer, quiet_transformers
+from deft.model.size import num_parameters, num_positions
 from deft.prompt.cache import encode_once
 from deft.prompt.detect import chat_format_to_train
 from deft.prompt.format import ChatFormat, EncodeResult
@@ -33,7 +33,9 @@ from deft.train.lock import run_held
 from deft.train.order import Position
 from deft.train.out_of_memory import memory_faults_told
 from deft.train.prepare import check_whole, load_to_train, prepare_device
+from deft.train.processes import joined
 from deft.train.progress import Progress
+from deft.train.rates import with_rates
 from deft.train.record import RunRecord, mean_loss
 from deft.train.runfolder import (
     Resumption,
@@ -52,15 +54,18 @@ from deft.types import Example
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LEAVING_S = 0.5
 SHOWN_CHARACTERS = 120
 """Of a painted stretch of text, at its beginning and at its end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainResult:
-    """Where a run ended: `folder` of the run, `best` checkpoint, `finished` or stopped by the user."""
+    """Where a run ended: `folder` of the run, `best` checkpoint, `finished` or stopped by the user.
 
+    `config` are its settings with nothing left open.
+    """
+
+    config: TrainConfig
     folder: Path
     best: Path
     finished: bool
@@ -85,39 +90,41 @@ def train(
     if not valid_examples:
         config = dataclasses.replace(config, valid=(NO_VALIDATION,))
     check_device_for(config)
-    arguments = arguments_of(config, Path("unused"))  # a wrong setting is told before a model loads
-    processes = PartialState()
-    check_sharding(config, arguments, processes.num_processes)
-    if processes.is_main_process:
-        check_writable(config.output_dir)
-    else:
-        console = Console(quiet=True)
-    prepare_device(config)
-    ready = make_ready(config, arguments, train_examples, valid_examples, console)
-    with ExitStack() as held:
-        folder, resumption = begin(config, ready, held, console)
-        record, progress = RunRecord(folder), Progress(console)
+    with joined() as processes:
+        arguments = arguments_of(config, Path("unused"))  # a wrong setting is told before a model loads
+        check_sharding(config, arguments, processes.num_processes)
         if processes.is_main_process:
-            write_dropped(folder, ready.train_rows, ready.valid_rows)
-            if ready.unfinished:
-                go_on(record, resumption, console)
-            else:
-                show_first_rows(train_examples, ready, num_rows=config.show_rows, console=console)
-        trainer = make_trainer(config, ready, record=record, progress=progress, position=resumption.position)
-        checkpoint = str(resumption.checkpoint) if resumption.checkpoint else None
-        # A resumed run has measured the loss before training already.
-        trainer.args.eval_on_start = measure_first and config.validates and checkpoint is None
-        with quiet_transformers(), takes_packs(ready.loaded.model), progress.shown(), disk_faults_told(folder):
-            with memory_faults_told():
-                trainer.train(resume_from_checkpoint=checkpoint)
-            finished = trainer.state.global_step >= trainer.state.max_steps
+            check_writable(config.output_dir)
+        else:
+            console = Console(quiet=True)
+        tell_idle_devices(processes, console)
+        prepare_device(config)
+        ready = make_ready(config, arguments, train_examples, valid_examples, console)
+        config = ready.config
+        with ExitStack() as held:
+            folder, resumption = begin(config, ready, held, console)
+            record, progress = RunRecord(folder), Progress(console)
             if processes.is_main_process:
-                write_json(folder / "run.json", ready.identity | {"versions": versions(), "finished": finished})
-                draw_losses(folder)
-        leave(processes)
+                write_dropped(folder, ready.train_rows, ready.valid_rows)
+                if ready.unfinished:
+                    go_on(record, resumption, console)
+                else:
+                    show_first_rows(train_examples, ready, num_rows=config.show_rows, console=console)
+            trainer = make_trainer(config, ready, record=record, progress=progress, position=resumption.position)
+            checkpoint = str(resumption.checkpoint) if resumption.checkpoint else None
+            # A resumed run has measured the loss before training already.
+            trainer.args.eval_on_start = measure_first and config.validates and checkpoint is None
+            with quiet_transformers(), takes_packs(ready.loaded.model), progress.shown(), disk_faults_told(folder):
+                with memory_faults_told():
+                    trainer.train(resume_from_checkpoint=checkpoint)
+                finished = trainer.state.global_step >= trainer.state.max_steps
+                if processes.is_main_process:
+                    write_json(folder / "run.json", ready.identity | {"versions": versions(), "finished": finished})
+                    draw_losses(folder)
     last_step = max((row.step for row in record.rows if row.split == "valid"), default=0)
     last_valid = [row for row in record.rows if row.split == "valid" and row.step == last_step]
     return TrainResult(
+        config=config,
         folder=folder,
         best=folder / "best",
         finished=finished,
@@ -127,8 +134,12 @@ def train(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ready:
-    """All that a run needs before its folder is made: a model that can be trained, encoded rows, what identifies it."""
+    """All that a run needs before its folder is made: a model that can be trained, encoded rows, what identifies it.
 
+    `config` are the settings with nothing left open.
+    """
+
+    config: TrainConfig
     loaded: LoadedModel
     chat_format: ChatFormat
     train_rows: EncodeResult
@@ -153,6 +164,7 @@ def make_ready(
         raise UserError("there are no rows to train on", fix="give --train FILE_OR_FOLDER")
     source, tokenizer = find_folder(config.model), load_tokenizer(config.model)
     check_whole(source)
+    config = settled(config, source, console)
     if config.verify == "all" and PartialState().is_main_process:
         check_manifest(source)
     chat_format, num_added_tokens = chat_format_to_train(tokenizer, source, config.chat_format)
@@ -165,6 +177,7 @@ def make_ready(
     with memory_faults_told():
         loaded = load_to_train(config, arguments, tokenizer, train_rows, num_added_tokens=num_added_tokens)
     return Ready(
+        config=config,
         loaded=loaded,
         chat_format=chat_format,
         train_rows=train_rows,
@@ -172,6 +185,42 @@ def make_ready(
         identity=identity,
         unfinished=unfinished,
     )
+
+
+def tell_idle_devices(processes: PartialState, console: Console) -> None:
+    """Say that further GPUs do nothing, where there are any and torchrun did not start a process for each."""
+    num_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if processes.num_processes == 1 and num_devices > 1:
+        how = f"torchrun --standalone --nproc_per_node {num_devices} -m deft train …"
+        say(console, "[yellow]note:[/] one of {n} GPUs is used; for all of them: {how}", n=num_devices, how=how)
+
+
+def settled(config: TrainConfig, model: Path, console: Console) -> TrainConfig:
+    """Return the settings with those that depend on the model: its learning rates, and rows within its positions.
+
+    Raises:
+        UserError: if the last learning rate is above the first.
+    """
+    chosen = config
+    if config.learning_rate is None:
+        size = num_parameters(model)
+        chosen = with_rates(config, size)
+        what = "learning rate {first:g} to {last:g}, the default for {method} training of {size:,.2f} billion weights"
+        first, last = chosen.learning_rate, chosen.end_learning_rate
+        say(console, what, method=config.method, size=size / 1e9, first=first, last=last)
+    else:
+        chosen = with_rates(config, 0)
+    return within_positions(chosen, model, console)
+
+
+def within_positions(config: TrainConfig, model: Path, console: Console) -> TrainConfig:
+    """Return the settings with rows no longer than the positions that the model has."""
+    positions = num_positions(model)
+    if positions is None or positions >= config.max_length_tokens:
+        return config
+    what = "rows are limited to {positions:,} tokens, the positions that the model has, and not to {asked:,}"
+    say(console, what, positions=positions, asked=config.max_length_tokens, fold=True)
+    return dataclasses.replace(config, max_length_tokens=positions)
 
 
 def begin(config: TrainConfig, ready: Ready, held: ExitStack, console: Console) -> tuple[Path, Resumption]:
@@ -218,18 +267,6 @@ def go_on(record: RunRecord, resumption: Resumption, console: Console) -> None:
     say(console, "resuming {folder} at {place}", folder=record.folder, place=place)
 
 
-def leave(processes: PartialState) -> None:
-    """Leave the group of processes that trained together.
-
-    Gloo's threads need Python's lock to let go of the last tensors they sent. Whoever frees the group holds the lock
-    and waits for them, so both would wait forever (seen with torch 2.13); a pause without the lock lets them finish.
-    """
-    if processes.num_processes > 1:
-        processes.wait_for_everyone()
-        time.sleep(LEAVING_S)
-    processes.destroy_process_group()
-
-
 def make_trainer(
     config: TrainConfig, ready: Ready, *, record: RunRecord, progress: Progress, position: Position
 ) -> SupervisedTrainer:
@@ -251,8 +288,10 @@ def make_trainer(
         keep_checkpoints=config.save_total_limit,
         schedule=Schedule(
             warmup_ratio=config.warmup_ratio,
-            end_ratio=config.end_learning_rate / config.learning_rate,
+            end_ratio=(config.end_learning_rate or 0.0) / (config.learning_rate or 1.0),
             power=config.lr_power,
+            warmup_steps=config.warmup_steps,
+            shape=config.lr_schedule,
         ),
         record=record,
         progress=progress,

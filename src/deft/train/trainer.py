@@ -36,6 +36,7 @@ from deft.train.checkpoint import POSITION_FILE, mark_best, prune_checkpoints
 from deft.train.divergence import DivergenceWatch
 from deft.train.order import Batch, BatchLoader, Position, RowOrder, Share
 from deft.train.out_of_memory import free_memory, shorter_capacity
+from deft.train.processes import any_of_them
 from deft.train.progress import Progress
 from deft.train.record import RowLoss, RunRecord, loss_by_ability, mean_loss
 from deft.train.schedule import Schedule
@@ -392,12 +393,15 @@ class SupervisedTrainer(Trainer):
 class Steps(TrainerCallback):
     """What happens around steps: the display advances, checkpoints fall due, and the first Ctrl-C ends the run.
 
+    Whichever process was asked to stop, all stop after the same step.
+
     At the end of an epoch nothing is saved here: the validation comes first, and the checkpoint after it.
     """
 
     def __init__(self, progress: Progress, save_steps: int | None) -> None:
         self.progress = progress
         self.save_steps = save_steps
+        self.stops = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the display at the step the run stands at."""
@@ -407,14 +411,15 @@ class Steps(TrainerCallback):
         """Advance the display; save where a checkpoint is due, and stop where the user asked for it."""
         self.progress.stepped(state.global_step)
         is_due = self.save_steps is not None and state.global_step % self.save_steps == 0
-        if self.progress.stop_asked:
+        self.stops = any_of_them(self.progress.stop_asked, args.device)
+        if self.stops:
             control.should_training_stop = True
-        if (is_due or self.progress.stop_asked) and not ends_epoch(state):
+        if (is_due or self.stops) and not ends_epoch(state):
             control.should_save = True
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Leave validation out where the user stopped within an epoch: the resumed run does it at its end."""
-        if self.progress.stop_asked:
+        if self.stops:
             control.should_evaluate &= ends_epoch(state)
             control.should_save = ends_epoch(state)
 

@@ -1,0 +1,137 @@
+"""Settings handed to transformers: each is decided by deft, passed on, or refused; none does nothing."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from transformers import TrainingArguments
+
+from deft.errors import UserError
+from deft.model.size import num_parameters, num_positions
+from deft.model.tiny import save_tiny
+from deft.rundir import write_json
+from deft.train.ancestor import config_from_flags
+from deft.train.arguments import arguments_of
+from deft.train.config import TrainConfig
+from deft.train.passed import OWNED, PASSED, WITHOUT_EFFECT, check_no_secrets
+from deft.train.rates import default_rate, with_rates
+
+
+def test_every_name_that_transformers_knows_is_in_the_table_once() -> None:
+    names = {field.name for field in dataclasses.fields(TrainingArguments)}
+    parts = [OWNED.keys(), WITHOUT_EFFECT.keys(), PASSED]
+    assert names <= set().union(*parts)
+    assert sum(map(len, parts)) == len(set().union(*parts))
+
+
+def test_deft_settings_that_are_named_instead_are_there() -> None:
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    named = [use.split(" ")[0].rstrip(":,") for use in OWNED.values()]
+    assert {name for name in named if name not in known} <= {"nothing", "the", "deft", "deepspeed"}
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "fix"),
+    [
+        ("num_train_epochs", "this is for deft to decide", "use num_epochs"),
+        ("output_dir", "this is for deft to decide", "use output_dir"),
+        ("lr_scheduler_type", "this is for deft to decide", "use lr_schedule"),
+        (
+            "save_strategy",
+            "this is for deft to decide",
+            "use save_steps (a checkpoint is saved after every epoch as well)",
+        ),
+        ("label_smoothing_factor", "this would change nothing", "take it out: the loss is deft's own"),
+        ("dataloader_num_workers", "this would change nothing", "take it out: rows are already in memory"),
+        ("per_device_batch", "unknown setting under `trainer`", None),
+    ],
+)
+def test_what_contradicts_or_does_nothing_is_refused_by_name(name: str, what: str, fix: str | None) -> None:
+    with pytest.raises(UserError) as caught:
+        arguments_of(TrainConfig(trainer={name: 1}), Path("unused"))
+    assert caught.value.what == what and caught.value.got == name
+    assert fix is None or caught.value.fix == fix
+
+
+def test_the_old_flags_go_through_the_same_table() -> None:
+    needed = ["--train_dir", "数据", "--model_name_or_path", "模型"]
+    config = config_from_flags(
+        [*needed, "--lr_scheduler_type", "linear", "--warmup_steps", "5", "--optim", "adafactor"]
+    )
+    assert (config.lr_schedule, config.warmup_steps, config.trainer) == ("polynomial", 5, {"optim": "adafactor"})
+    assert (config.learning_rate, config.end_learning_rate) == (1e-5, 1e-6)
+    for flag, words in (("--eval_steps", "this is for deft to decide"), ("--label_names", "this would change nothing")):
+        with pytest.raises(UserError, match=words):
+            config_from_flags([*needed, flag, "5"])
+
+
+SECRETS = [{"hub_token": "hf_秘密"}, {"accelerator_config": {"api_key": "秘密"}}, {"debug": [{"PASSWORD": "秘密"}]}]
+
+
+@pytest.mark.parametrize("trainer", SECRETS)
+def test_a_secret_is_refused_and_never_shown(trainer: dict[str, object]) -> None:
+    with pytest.raises(UserError, match="a secret does not belong into settings") as caught:
+        arguments_of(TrainConfig(trainer=trainer), Path("unused"))
+    assert "秘密" not in str(caught.value) and "HF_TOKEN" in str(caught.value)
+
+
+def test_names_that_only_look_like_secrets_are_none() -> None:
+    check_no_secrets({"pack_length_tokens": 5, "tokenizer": "甲", "hub_token": None})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_epochs": 99_999_999_999}, {"batch_size": 0}, {"max_length_tokens": 10**12}, {"show_rows": -1}],
+)
+def test_numbers_beyond_sense_are_refused(changes: dict[str, int]) -> None:
+    [name] = changes
+    with pytest.raises(UserError, match=f"{name} is out of range"):
+        TrainConfig(**changes)  # type: ignore[arg-type]
+
+
+def test_of_several_gpus_without_torchrun_one_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: getattr(self, "_n_gpu", 2) or 2))
+    monkeypatch.delattr(TrainingArguments, "_n_gpu", raising=False)
+    arguments = arguments_of(TrainConfig(), Path("unused"))
+    assert arguments._n_gpu == 1, "transformers wraps the model in DataParallel where n_gpu is above 1"
+
+
+def test_default_learning_rates() -> None:
+    assert [default_rate("full", n) for n in (1e8, 7e9, 13e9)] == [5e-5, 2e-5, 1e-5]
+    assert [default_rate("lora", n) for n in (1e8, 7e9, 70e9)] == [5e-4, 2e-4, 1e-4]
+    found = with_rates(TrainConfig(method="qlora"), 7e9)
+    assert (found.learning_rate, found.end_learning_rate) == (2e-4, pytest.approx(2e-5))
+    assert with_rates(TrainConfig(learning_rate=1e-3), 7e9).end_learning_rate == pytest.approx(1e-4)
+    with pytest.raises(UserError, match="end_learning_rate is out of range"):
+        with_rates(TrainConfig(end_learning_rate=1e-3), 7e9)
+
+
+def test_parameters_and_positions_are_read_from_the_configuration(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = save_tiny(tmp_path / "模型", "llama", seed=1)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert num_parameters(folder) == sum(weight.numel() for weight in model.parameters())
+    assert num_positions(folder) == model.config.max_position_embeddings
+
+
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        ({"n_positions": 1024}, 1024),
+        ({"max_position_embeddings": 4096, "rope_scaling": None}, 4096),
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 4.0}}, 16384),
+        (
+            {
+                "max_position_embeddings": 131072,
+                "rope_parameters": {"factor": 8.0, "original_max_position_embeddings": 8192},
+            },
+            131072,
+        ),
+        ({"text_config": {"max_position_embeddings": 8192}}, 8192),
+        ({"alibi": True}, None),
+    ],
+)
+def test_how_far_a_model_reaches(tmp_path: Path, config: dict[str, object], positions: int | None) -> None:
+    write_json(tmp_path / "config.json", config)
+    assert num_positions(tmp_path) == positions
