@@ -1,7 +1,7 @@
 """Recipes: a YAML file with one section per command; what the command line says wins over it."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -104,18 +104,16 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return sections
 
 
-def count_values(value: Any, counted: int = 0) -> int:
-    """Return how many values there are, at any depth, or a few more than `MOST_VALUES`: they may have no end."""
-    counted += 1
-    inner: Iterable[Any] = ()
-    if isinstance(value, Mapping):
-        inner = value.values()
-    elif isinstance(value, list):
-        inner = value
-    for one in inner:
-        if counted > MOST_VALUES:
-            break
-        counted = count_values(one, counted)
+def count_values(value: Any) -> int:
+    """Return how many values there are, at any depth; or a number above `MOST_VALUES`, as they may have no end."""
+    left, counted = [value], 0
+    while left and counted <= MOST_VALUES:
+        one = left.pop()
+        counted += 1
+        if isinstance(one, Mapping):
+            left += one.values()
+        elif isinstance(one, list):
+            left += one
     return counted
 
 

@@ -4,8 +4,10 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +23,7 @@ from deft.data.write import write_examples
 from deft.errors import UserError
 from deft.model.tiny import save_tiny, tiny_model
 from deft.train.arguments import arguments_of
-from deft.train.checkpoint import checkpoints
+from deft.train.checkpoint import checkpoint_step, checkpoints
 from deft.train.config import TrainConfig
 from deft.train.prepare import check_packing_where_it_fits
 from deft.train.record import read_metrics
@@ -290,6 +292,60 @@ def test_one_process_reads_the_weights_and_the_others_hold_them_as_it_does(place
     same = f"{len(load_file(place / 'model/model.safetensors'))} weights, {{'cpu'}}, ['torch.float32', 'torch.float64']"
     assert (place / "seen-0").read_text() == f"read 1 times, checked 1 times, {same}"
     assert (place / "seen-1").read_text() == f"read 0 times, checked 0 times, {same}"
+
+
+LEAVES_EARLY = """
+import sys
+from pathlib import Path
+from rich.console import Console
+import deft.train.run as run
+from deft.data.read import read_examples
+from deft.errors import UserError
+from deft.train.config import TrainConfig
+
+def stop(config, ready, **_):
+    raise {"SystemExit": SystemExit, "UserError": UserError("坏了"), "KeyError": KeyError("坏了")}[sys.argv[1]]
+
+run.make_trainer = stop
+config = TrainConfig(model="model", output_dir=Path("leaves"), valid=(Path("none"),))
+run.train(config, read_examples([Path("rows.jsonl")]).examples, [], Console(quiet=True))
+"""
+
+
+@pytest.mark.parametrize(
+    "way",
+    ["SystemExit", pytest.param("UserError", marks=pytest.mark.slow), pytest.param("KeyError", marks=pytest.mark.slow)],
+)
+def test_a_group_is_left_in_the_same_way_whatever_ends_a_process(way: str, place: Path) -> None:
+    (place / "leaves.py").write_text(LEAVES_EARLY, encoding="utf-8")
+    done = subprocess.run([*torchrun(2), "leaves.py", way], cwd=place, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) == (way == "SystemExit"), done.stderr
+    assert "terminate called" not in done.stderr and "Signal" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=lambda number: number.name
+)
+def test_a_signal_to_one_process_stops_both_with_a_checkpoint(number: signal.Signals, place: Path) -> None:
+    name = f"signal-{number.name}"
+    settings = {"model": "model", "train": ["rows.jsonl"], "valid": ["none"], "num_epochs": 500, "batch_size": 3}
+    recipe = yaml.safe_dump({"train": settings | {"output_dir": name, "max_length_tokens": 512}})
+    (place / f"{name}.yaml").write_text(recipe, encoding="utf-8")
+    command = [*torchrun(2), "-m", "deft", "train", f"{name}.yaml"]
+    started = subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    metrics = place / name / "latest/metrics.jsonl"
+    waited_until = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("loss") > 3):
+        assert started.poll() is None and time.monotonic() < waited_until
+        time.sleep(0.05)
+    children = [int(one) for one in Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()]
+    os.kill(children[-1], number)
+    told, _ = started.communicate(timeout=120)
+    run = (place / name / "latest").resolve()
+    assert checkpoint_step(checkpoints(run)[-1]) == len(losses(run)) < 2000, told
+    assert "continue with the same command and --resume-training" in told
+    assert "terminate called" not in told
+    assert json.loads((run / "run.json").read_text(encoding="utf-8"))["finished"] is False
 
 
 def test_packing_is_checked_on_the_cpu_if_the_whole_model_does_not_fit_the_device(
