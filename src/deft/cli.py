@@ -17,7 +17,7 @@ from cyclopts.exceptions import CycloptsError
 from cyclopts.validators import Number
 
 from deft import __version__
-from deft.errors import UserError
+from deft.errors import UserError, panics_told
 from deft.screen import say
 from deft.serve.defaults import TEMPERATURE
 from deft.train.config import TrainConfig
@@ -550,7 +550,8 @@ def run_or_explain(command: Callable[[], Any]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal in GBK has no ✓
     try:
-        command()
+        with panics_told():
+            command()
         if sys.stdout is not None:
             sys.stdout.flush()
     except UserError as error:

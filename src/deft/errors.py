@@ -1,9 +1,12 @@
 """Errors that a user can mend: printed in a few lines, without a traceback, with exit code 2."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 MAX_SHOWN_CHARACTERS = 200
+KEPT = "\n\u00a0\u3000"
+"""What an error's text may hold besides printable characters: line ends, and two kinds of spaces."""
 
 
 class UserError(Exception):
@@ -32,7 +35,23 @@ class UserError(Exception):
             lines.append(f"  got:   {shorten(self.got)}")
         if self.fix is not None:
             lines.append(f"  fix:   {self.fix}")
-        return "\n".join(lines)
+        return "\n".join(visible(line, keep=KEPT) for line in lines)  # names of files and keys come from others
+
+
+@contextmanager
+def panics_told() -> Iterator[None]:
+    """Turn the panic of a tokenizer's Rust code, which is no `Exception` and would end the process, into an error.
+
+    Raises:
+        UserError: in place of it.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        fix = "copy or download the model's tokenizer again, or use another one"
+        raise UserError("the tokenizer's own code gave up", got=str(error), fix=fix) from error
 
 
 class NotTrainable(UserError):

@@ -82,3 +82,48 @@ def test_training_mode_is_kept() -> None:
     model = tiny_model("llama", seed=3).train()
     check_packing(model, ROWS)
     assert model.training
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_convolutions_over_tokens_are_refused_in_any_number_format(dtype: torch.dtype) -> None:
+    """LFM2 mixes neighbouring tokens by short convolutions; in bfloat16 that stays below any tolerance on a mean."""
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Lfm2Config(
+        vocab_size=300,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        layer_types=["conv", "full_attention", "conv", "full_attention"],
+    )
+    with pytest.raises(UserError, match="would see each other in Lfm2ForCausalLM"):
+        check_packing(Lfm2ForCausalLM(config).eval().to(dtype), ROWS)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "baichuan2", "baichuan2_rope"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_leak_of_the_least_size_is_seen_and_exact_packs_pass_in_16_bits(
+    architecture: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(architecture, seed=3).to(dtype)
+    check_packing(model, ROWS)
+    embed = model.get_input_embeddings()
+    plain = embed.forward
+
+    def leaking(ids: torch.Tensor) -> torch.Tensor:
+        embedded = plain(ids)
+        return embedded + 0.02 * embedded.roll(1, dims=1)
+
+    monkeypatch.setattr(embed, "forward", leaking)
+    with pytest.raises(UserError, match="would see each other"):
+        check_packing(model, ROWS)
+
+
+def test_a_decoder_that_gives_no_hidden_states_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama", seed=3)
+    monkeypatch.setattr(model.get_decoder(), "forward", lambda *_, **__: (torch.zeros(1),))
+    with pytest.raises(UserError, match="would see each other"):
+        check_packing(model, ROWS)

@@ -5,6 +5,7 @@ headers and JSON are read here, and `.bin` files as plain tensors: no code from 
 """
 
 import json
+import stat
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,39 @@ from deft.errors import UserError
 from deft.model.baichuan2.registration import register
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+LARGEST_JSON_BYTES = 512 << 20
+"""Far above the largest tokenizer (35 MB)."""
+LARGEST_NUMBERS = {
+    "num_hidden_layers": 10_000,
+    "n_layer": 10_000,
+    "n_layers": 10_000,
+    "num_layers": 10_000,
+    "num_attention_heads": 100_000,
+    "num_key_value_heads": 100_000,
+    "num_experts": 100_000,
+    "num_local_experts": 100_000,
+    "hidden_size": 10_000_000,
+    "intermediate_size": 100_000_000,
+    "vocab_size": 100_000_000,
+    "max_position_embeddings": 10_000_000_000,
+}
+"""What a configuration may ask for at most: a model of more would be built for hours, or until memory ends."""
+OWN_ATTENTION = (None, "eager", "sdpa", "deft_rows_apart")
+"""Names of attention that run nothing but what is installed; `org/name` would fetch code from a hub."""
+SMALL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "chat_format.json",
+    "chat_template.jinja",
+    "source.json",
+)
+"""Files that are read whole wherever a checkpoint is loaded."""
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "sentencepiece.bpe.model")
@@ -54,6 +88,12 @@ def weight_files(folder: Path) -> list[Path]:
             weight_map = read_json(index).get("weight_map")
             if not isinstance(weight_map, dict) or not weight_map:
                 raise UserError(f"{index} lists no weights", fix="copy or download that file again")
+            for shard in weight_map.values():
+                if not isinstance(shard, str) or Path(shard).name != shard:
+                    fix = "a shard is a file in the model's own folder: copy or download the model again"
+                    raise UserError(
+                        "an index names a shard outside of its folder", got=shard, where=str(index), fix=fix
+                    )
             return [folder / shard for shard in sorted(set(weight_map.values()))]
     return []
 
@@ -68,16 +108,56 @@ def incomplete(folder: Path, missing: list[str]) -> UserError:
 # --- what is in them ----------------------------------------------------------------------------------------------
 
 
+def check_regular(folder: Path) -> None:
+    """Check that what is read whole from a checkpoint's folder are files, and not too large to be what they are called.
+
+    A pipe or a device of such a name would be read without end. Links, as in a hub's cache, are followed.
+
+    Raises:
+        UserError: naming the first that is something else.
+    """
+    for name in SMALL_FILES:
+        check_readable(folder / name)
+    for file in (*folder.glob("*.safetensors"), *folder.glob("*.bin")):
+        if file.exists() and not file.is_file():
+            raise UserError("this is no file", got=str(file), fix="copy or download the model again")
+
+
+def check_readable(file: Path) -> None:
+    """Check that a file, if it is there, is a regular one of a sane size.
+
+    Raises:
+        UserError: saying what it is instead.
+    """
+    try:
+        status = file.stat()
+    except OSError:
+        return
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
+        raise UserError(f"this should be a file, and is {kind}", got=str(file), fix="copy or download the model again")
+    if status.st_size > LARGEST_JSON_BYTES:
+        fix = "copy or download that file again"
+        raise UserError(
+            "this file is far too large for what it is called",
+            got=f"{status.st_size:,} bytes",
+            where=str(file),
+            fix=fix,
+        )
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
         UserError: naming the file, if it is anything else.
     """
+    check_readable(file)
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read", got=str(error), fix="copy or download that file again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise UserError(f"{file} cannot be read", got=reason, fix="copy or download that file again") from error
     if not isinstance(value, dict):
         raise UserError(f"{file} is not a JSON object", got=value, fix="copy or download that file again")
     return value
@@ -123,6 +203,7 @@ def check_architecture(folder: Path) -> None:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise UserError(f"{folder / 'config.json'} names no model_type", fix="copy or download that file again")
+    check_numbers(config, folder / "config.json")
     if model_type not in CONFIG_MAPPING:
         if "auto_map" in config:
             raise remote_code(folder, needed_class(config))
@@ -131,6 +212,46 @@ def check_architecture(folder: Path) -> None:
     if CONFIG_MAPPING[model_type] not in MODEL_FOR_CAUSAL_LM_MAPPING:
         what = f"the model in {folder} is not a causal language model"
         raise UserError(what, got=model_type, fix="deft trains models that predict the next token")
+
+
+def check_numbers(config: dict[str, Any], file: Path) -> None:
+    """Check that a configuration asks for a model that can be, and for attention that is installed.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for name, most in LARGEST_NUMBERS.items():
+            value = part.get(name)
+            if isinstance(value, int | float) and not 0 <= value <= most:
+                fix = f"it may be at most {most:,}: copy or download that file again"
+                raise UserError(f"a model cannot have this `{name}`", got=value, where=str(file), fix=fix)
+        for name in ("_attn_implementation", "attn_implementation", "_attn_implementation_internal"):
+            if part.get(name) not in OWN_ATTENTION:
+                fix = f"take `{name}` out of the file: deft chooses how attention is computed, and fetches no code"
+                raise UserError(
+                    "the model asks for attention that is not deft's", got=part[name], where=str(file), fix=fix
+                )
+
+
+def check_finite(model: Any, folder: Path) -> None:
+    """Check that all weights of a model are numbers.
+
+    Raises:
+        UserError: naming the first that holds NaN or an infinite number.
+    """
+    import torch
+
+    for name, weight in model.named_parameters():
+        if not weight.is_floating_point() or weight.is_meta or not weight.numel():
+            continue
+        least, most = torch.aminmax(weight.detach())  # a NaN is both
+        if not (torch.isfinite(least) and torch.isfinite(most)):
+            what, fix = (
+                f"the weights in {folder} are damaged: they hold NaN or infinite numbers",
+                "fetch the model again",
+            )
+            raise UserError(what, got=name, fix=f"{fix}, or take an earlier checkpoint")
 
 
 def needed_class(config: dict[str, Any]) -> str:

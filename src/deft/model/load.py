@@ -7,6 +7,7 @@ ever runs: weights come from safetensors, or from `.bin` files read as plain ten
 
 import difflib
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deft.errors import UserError, did_you_mean
+from deft.errors import UserError, did_you_mean, panics_told, visible
 from deft.model.baichuan2.registration import register
 from deft.model.checkpoint_files import (
     ADAPTER_CONFIG,
     adapter_embeddings,
     check_architecture,
+    check_finite,
     check_pickles,
+    check_regular,
     check_weight_files,
     first_line,
     has_tokenizer,
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
+LONGEST_NAME = 1_000
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 OWN_FOLDERS = {Path("models"), Path("runs")}
@@ -130,9 +134,11 @@ def find_in_cache(hub_id: str, *, weights: bool = True) -> Path | None:
 def find_folder(name: str | Path, *, weights: bool = True) -> Path:
     """Return the folder of a model, downloading a hub model that is not in the cache."""
     found = find_model(name, weights=weights)
-    if isinstance(found, Path):
-        return found
-    return find_in_cache(found, weights=weights) or pull_hub(found, weights=weights)
+    folder = found if isinstance(found, Path) else find_in_cache(found, weights=weights)
+    if folder is None:
+        folder = pull_hub(str(found), weights=weights, tell=lambda line: print(line, file=sys.stderr, flush=True))
+    check_regular(folder)
+    return folder
 
 
 # --- loading ----------------------------------------------------------------------------------------------------
@@ -160,7 +166,7 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
         if (folder / file).is_file():
             read_json(folder / file)
     try:
-        with quiet_transformers():
+        with quiet_transformers(), panics_told():
             if (by_sentencepiece := load_llama_tokenizer(folder)) is not None:
                 return by_sentencepiece
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -249,6 +255,7 @@ def load_weights(folder: Path, *, dtype: "torch.dtype", attn_implementation: str
         what, fix = f"the model in {folder} cannot be loaded", "copy or download config.json and the weights again"
         raise UserError(what, got=first_line(error), fix=fix) from error
     model, report = loaded
+    check_finite(model, folder)
     if missing := sorted(report["missing_keys"]):
         raise UserError(
             f"the weights in {folder} lack {len(missing)} tensors that its config.json asks for",
@@ -313,22 +320,25 @@ def load_adapter(folder: Path, *, dtype: "torch.dtype", attn_implementation: str
 def base_of(folder: Path) -> str | Path:
     """Return the base model that an adapter names, as `find_model` takes it.
 
-    peft writes down the path the base was loaded from. If that is not here, a path that begins with a dot is looked up
-    from the adapter's folder, and one that ends with an alias means the alias.
+    deft writes down the whole path the base was loaded from. If that is not here, a relative one is looked up from the
+    adapter's folder, and one that ends with an alias means the alias. A hub is asked for what looks like a hub's id
+    only, and it is said.
     """
     config = folder / ADAPTER_CONFIG
     base = read_json(config).get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
-        raise UserError(f"{config} names no base model", fix="set base_model_name_or_path in it")
+    if not isinstance(base, str) or not base or len(base) > LONGEST_NAME:
+        raise UserError(f"{config} names no base model", got=base, fix="set base_model_name_or_path in it")
     if not Path(base).exists():
-        if base.startswith(".") and (folder / base).is_dir():
+        if not Path(base).is_absolute() and (folder / base).is_dir():
             return folder / base
         if Path(base).name in KNOWN_MODELS:
             base = Path(base).name
     try:
-        find_model(base)
+        found = find_model(base)
     except UserError as error:
         raise error.at(f"{config}: base_model_name_or_path") from error
+    if isinstance(found, str) and find_in_cache(found) is None:
+        print(f"{visible(str(config))} names {found} as its base model", file=sys.stderr, flush=True)
     return base
 
 

@@ -6,7 +6,9 @@ would let rows of a pack see each other, and nothing in a loss curve would tell.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -14,8 +16,10 @@ from deft.errors import UserError
 from deft.model.attention import rows_apart
 from deft.model.likelihood import PackedRows, supervised_nll
 from deft.model.memory_fault import is_out_of_memory
-from deft.types import TokenSequence
+from deft.types import IGNORED_LABEL, TokenSequence
 
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""What configurations call the number of experts."""
 MAX_ROWS = 4
 MAX_TOKENS = 1024
 TOLERANCE_NATS = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.05}
@@ -25,6 +29,8 @@ TOLERANCE_NATS = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.05
 @torch.no_grad()
 def check_packing(model: PreTrainedModel, rows: Sequence[TokenSequence]) -> float:
     """Compare the NLL of a few rows in one pack with that of each row alone; return the mean difference in nats.
+
+    Before that, one row behind two different neighbours must read exactly the same.
 
     The model alone runs as its authors wrote it: own attention, own head, no packs.
 
@@ -38,7 +44,11 @@ def check_packing(model: PreTrainedModel, rows: Sequence[TokenSequence]) -> floa
         alone = torch.cat([nll_alone(model, row) for row in chosen])
         with rows_apart(model):
             packed = supervised_nll(model, PackedRows.lay(chosen)).per_token
-    except (RuntimeError, TypeError, ValueError) as error:
+            apart = (
+                nll_beside(model, chosen[0], chosen[-1].input_ids),
+                nll_beside(model, chosen[0], other_ids(chosen[-1])),
+            )
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         if is_out_of_memory(error):
             raise
         raise cannot_pack(model, f"{type(error).__name__}: {error}") from error
@@ -50,7 +60,35 @@ def check_packing(model: PreTrainedModel, rows: Sequence[TokenSequence]) -> floa
     difference = (packed - alone).abs().mean().item()
     if not difference <= TOLERANCE_NATS.get(model.dtype, 1e-3):
         raise cannot_pack(model, f"{difference:.3g} nats per token over {len(chosen)} rows")
+    leak = (apart[0] - apart[1]).abs().max().item()
+    if leak > (TOLERANCE_NATS.get(model.dtype, 1e-3) if has_experts(model) else 0.0):
+        raise cannot_pack(model, f"a row reads otherwise beside another neighbour: by {leak:.3g} nats in one token")
     return difference
+
+
+def nll_beside(model: PreTrainedModel, row: TokenSequence, neighbour: NDArray[np.int32]) -> torch.Tensor:
+    """Return the NLL of a row's supervised tokens, fp32 [supervised], in a pack behind these tokens.
+
+    What stands before a row is what could leak into it. Two neighbours of equal length give packs of equal shapes, in
+    which the same kernels do the same work, so the row must come out the same to the bit, whatever the number format.
+    """
+    labels = np.full(len(neighbour), IGNORED_LABEL, dtype=np.int32)
+    labels[-1] = neighbour[-1]
+    before = TokenSequence(id="neighbour", input_ids=neighbour, labels=labels)
+    packed = PackedRows.lay([before, row])
+    return supervised_nll(model, packed).per_token[packed.row_of == 1]
+
+
+def other_ids(row: TokenSequence) -> NDArray[np.int32]:
+    """Return as many tokens as a row has, all of them its own, but in another place each."""
+    ids = row.input_ids
+    return np.roll(ids, 1) if len(set(ids.tolist())) > 1 else (ids == 0).astype(np.int32)
+
+
+def has_experts(model: PreTrainedModel) -> bool:
+    """Say whether a model sends tokens to experts: how many each gets, and so its kernels, change with neighbours."""
+    config = model.config.get_text_config()
+    return any((getattr(config, name, None) or 0) > 1 for name in EXPERT_COUNTS)
 
 
 def few_short_rows(rows: Sequence[TokenSequence]) -> list[TokenSequence]:

@@ -5,6 +5,7 @@ conversation as it was rendered; loading renders it again and compares.
 """
 
 import json
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FILE_NAME = "chat_format.json"
+LARGEST_BYTES = 64 << 20
 
 
 def save_chat_format(chat_format: ChatFormat, folder: Path) -> None:
@@ -37,9 +39,9 @@ def load_chat_format(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> Chat
     if not path.exists():
         return None
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = json.loads(read_small(path))
         chat_format = rebuild(stored, tokenizer)
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         fix = "restore the file from the run that wrote it"
         raise UserError("the stored chat format is damaged", got=str(error), where=str(path), fix=fix) from error
     rendered = {**chat_format.to_dict(), "probe": probe(chat_format)}
@@ -47,6 +49,18 @@ def load_chat_format(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> Chat
         if stored.get(name) != now:
             raise differs(path, name, stored.get(name), now)
     return chat_format
+
+
+def read_small(path: Path) -> str:
+    """Return the text of a file that must be one, and no larger than a chat format can be.
+
+    Raises:
+        OSError: if it is a folder, a pipe or a device, or larger.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_BYTES:
+        raise OSError("it is no file, or far too large")
+    return path.read_text(encoding="utf-8")
 
 
 def rebuild(stored: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> ChatFormat:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jinja2
 
 from deft.errors import NotTrainable, UserError
+from deft.prompt.bounds import check_template
 from deft.prompt.guard import Content, Control, Guard
 from deft.prompt.turns import PROBE, Turn, turns_of
 from deft.types import Message, check_conversation
@@ -27,7 +28,16 @@ FROZEN_DATE = date(2024, 7, 26)
 """The day that templates print in place of today (Llama 3's own default), so that a prompt is the same every day."""
 
 REMEDY = "use `chat_format: role_tokens`, or give the tokenizer another chat template"
-RENDERING_ERRORS = (jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError)
+RENDERING_ERRORS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    RecursionError,
+    MemoryError,
+)
 
 
 class Skeleton(NamedTuple):
@@ -83,6 +93,7 @@ class TemplateFormat:
         self.template_kwargs = dict(template_kwargs or {})
         if "date_string" in self.template:
             self.template_kwargs.setdefault("date_string", FROZEN_DATE.strftime("%d %b %Y"))
+        check_template(self.template, self.template_kwargs)
         self._guard = Guard(tokenizer)
         self._skeletons: dict[tuple[tuple[str, ...], bool], Skeleton] = {}
         self.has_system_role = self._shows_system()

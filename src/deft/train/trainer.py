@@ -385,9 +385,19 @@ class SupervisedTrainer(Trainer):
         if state_dict is not None and not is_adapter:  # collected from several processes, tied weights are there twice
             tied = self.model.all_tied_weights_keys
             state_dict = {name: tensor for name, tensor in state_dict.items() if name not in tied}
+        if is_adapter:
+            name_base_wholly(self.model)
         self.model.save_pretrained(folder, state_dict=state_dict, **whole_modules)
         self.processing_class.save_pretrained(folder)
         save_chat_format(self.chat_format, folder)
+
+
+def name_base_wholly(model: Any) -> None:
+    """Have an adapter name a folder as its base model by the whole path: a relative one means nothing elsewhere."""
+    for config in model.peft_config.values():
+        base = config.base_model_name_or_path
+        if base and Path(base).is_dir():
+            config.base_model_name_or_path = str(Path(base).resolve())
 
 
 class Steps(TrainerCallback):

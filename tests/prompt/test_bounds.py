@@ -1,0 +1,62 @@
+"""Templates that would take hours or all memory are refused before they are rendered here."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from deft.errors import UserError
+from deft.prompt import bounds
+from deft.prompt.bounds import check_template
+from deft.rundir import CACHE_VARIABLE
+
+GOOD = "{% for m in messages %}{{ m.role }}：{{ m.content | trim }}\n{% endfor %}"
+BOMBS = {
+    "a loop in a loop": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "text times a number": "{{ '炸' * 9000000000 }}",
+    "much output": "{% for a in range(99999) %}{{ messages }}{% endfor %}",
+    "a wide text": "{{ '炸' | center(9000000000) }}",
+    "an indented text": "{{ messages[0].content | indent(2000000000, true) }}",
+    "a format": "{{ '%9000000000d' | format(1) }}",
+    "deep nesting": "{% if true %}" * 3000 + "{% endif %}" * 3000,
+    "a macro in itself": "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}",
+    "a text that doubles": "{% set n = namespace(x='炸') %}{% for a in range(64) %}{% set n.x = n.x * 2 %}{% endfor %}",
+    "only in long conversations": "{% if messages | length > 6 %}{{ '炸' * 9000000000 }}{% endif %}",
+}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, "")
+    monkeypatch.setattr(bounds, "passed", set())
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_refused_in_a_few_seconds(name: str) -> None:
+    began_at = time.monotonic()
+    with pytest.raises(UserError, match="more work than any conversation needs") as caught:
+        check_template(BOMBS[name], {})
+    assert time.monotonic() - began_at < 2 * bounds.TIME_S
+    assert caught.value.got and "role_tokens" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize(
+    "template", [GOOD, "{{ raise_exception('不要') }}", "{% 没有这个 %}", "{{ messages[99].content }}"]
+)
+def test_what_refuses_or_is_no_template_is_not_a_bomb(template: str) -> None:
+    check_template(template, {"date_string": "26 Jul 2024"})
+
+
+def test_a_template_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    check_template(GOOD, {})
+    monkeypatch.setattr(bounds, "passed", set())
+    monkeypatch.setattr(bounds.subprocess, "run", None)
+    check_template(GOOD, {})
+    with pytest.raises(TypeError):
+        check_template(GOOD + " ", {})
+
+
+def test_a_template_of_a_million_characters_is_not_even_tried() -> None:
+    with pytest.raises(UserError, match="far too long"):
+        check_template("字" * 1_000_001, {})
