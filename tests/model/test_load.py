@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from deft.errors import UserError
+from deft.model.generate import generate
 from deft.model.load import (
     choose_dtype,
     find_in_cache,
@@ -21,6 +22,7 @@ from deft.model.load import (
     load_tokenizer,
     quiet_transformers,
 )
+from deft.model.sampling import Sampling
 from deft.model.tiny import VOCAB_SIZE, byte_tokenizer, save_tiny, tiny_model
 
 TEXT = "今天天气很好，hello!"
@@ -371,12 +373,17 @@ def test_weights_that_the_model_does_not_use_are_told(tiny: Path) -> None:
         load_model(tiny, device="cpu")
 
 
-def test_a_tokenizer_larger_than_the_embedding_is_refused(tiny: Path) -> None:
+def test_an_id_beyond_the_embeddings_is_refused_where_it_occurs(tiny: Path) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(["<能力>"], special_tokens=True)
     tokenizer.save_pretrained(tiny)
-    with pytest.raises(UserError, match="has ids up to 260, the model has 260 embeddings"):
-        load_model(tiny)
+    loaded = load_model(tiny, device="cpu")  # as Gemma 3 1B, whose tokenizer has an id for images
+    generate(loaded.model, [tokenizer.encode("你好")], stop_token_ids=[], settings=Sampling(max_new_tokens=1))
+    asked = tokenizer.encode("<能力>是什么？")
+    assert max(asked) == 260
+    with pytest.raises(UserError, match="no embedding for: it has 260") as refusal:
+        generate(loaded.model, [asked], stop_token_ids=[], settings=Sampling(max_new_tokens=1))
+    assert (refusal.value.got, refusal.value.where) == ("id 260", "prompt 1")
 
 
 # --- the hub's cache --------------------------------------------------------------------------------------------

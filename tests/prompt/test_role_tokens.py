@@ -1,10 +1,15 @@
+import json
+
 import pytest
 from chat_tokenizers import byte_tokenizer, chat, chatml_tokenizer, fixture_folder, role_tokenizer, trained_texts
+from tokenizers.processors import TemplateProcessing
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from deft.errors import UserError
+from deft.prompt.detect import chat_format_to_train, find_chat_format
 from deft.prompt.format import chat_format_for
 from deft.prompt.role_tokens import RoleTokenFormat, add_role_tokens
+from deft.prompt.store import save_chat_format
 from deft.prompt.template import TemplateFormat
 
 TWO_TURNS = chat("法国的首都是哪里？", " 巴黎。\n", "What is 3 + 4?", "7, of course.")
@@ -111,3 +116,59 @@ def test_chinese_llama_adds_three_tokens():
     assert ids[-1] == 49955
     assert ids.count(49955) == 2
     assert tokenizer.decode(ids[4:-1]) == "hi<eot>"
+
+
+def bos_tokenizer():
+    """Return a base model's tokenizer whose own encoding begins with bos, as Gemma's and Llama's does."""
+    tokenizer = byte_tokenizer(["<s>", "</s>"], bos="<s>", eos="</s>")
+    bos = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
+    assert tokenizer.encode("你好")[0] == bos
+    return tokenizer
+
+
+def test_a_base_model_that_never_read_a_text_without_bos_reads_none(tmp_path):
+    tokenizer = bos_tokenizer()
+    chat_format, num_added = chat_format_to_train(tokenizer, tmp_path)
+    assert num_added == 3
+    ids, trained = chat_format.encode_conversation(TWO_TURNS)
+    assert tokenizer.decode(ids) == (
+        "<s><user>法国的首都是哪里？<eot><assistant>巴黎。<eot><user>What is 3 + 4?<eot><assistant>7, of course.<eot>"
+    )
+    assert ids.count(tokenizer.bos_token_id) == 1 and trained[:2] == [False, False]
+    prompt = chat_format.encode_prompt(TWO_TURNS[:3])
+    assert prompt == ids[: len(prompt)]
+    assert chat_format.render_prompt(TWO_TURNS[:1]) == "<s><user>法国的首都是哪里？<eot><assistant>"
+    assert trained_texts(tokenizer, (ids, trained)) == ["巴黎。<eot>", "7, of course.<eot>"]
+
+
+@pytest.mark.parametrize("kind", ["auto", "role_tokens"])
+def test_a_checkpoint_says_whether_it_learned_with_bos(kind, tmp_path):
+    tokenizer = bos_tokenizer()
+    trained, _ = chat_format_to_train(tokenizer, tmp_path)
+    save_chat_format(trained, tmp_path)
+    stored = json.loads((tmp_path / "chat_format.json").read_text(encoding="utf-8"))
+    assert (stored["version"], stored["begins_with_bos"]) == (2, True)
+    for found in (find_chat_format(tokenizer, tmp_path, kind), chat_format_to_train(tokenizer, tmp_path, kind)[0]):
+        assert found.encode_prompt(TWO_TURNS[:1]) == trained.encode_prompt(TWO_TURNS[:1])
+
+
+@pytest.mark.parametrize("kind", ["auto", "role_tokens"])
+def test_a_checkpoint_of_an_earlier_deft_stays_without_bos(kind, tmp_path):
+    tokenizer = bos_tokenizer()
+    add_role_tokens(tokenizer)
+    before = RoleTokenFormat(tokenizer)
+    save_chat_format(before, tmp_path)
+    stored = json.loads((tmp_path / "chat_format.json").read_text(encoding="utf-8"))
+    assert "begins_with_bos" not in stored
+    del stored["version"]
+    (tmp_path / "chat_format.json").write_text(json.dumps(stored), encoding="utf-8")
+    for found in (find_chat_format(tokenizer, tmp_path, kind), chat_format_to_train(tokenizer, tmp_path, kind)[0]):
+        assert found.encode_prompt(TWO_TURNS[:1])[0] == found.role_ids.user
+
+
+def test_role_tokens_that_are_there_without_a_record_stay_without_bos(tmp_path):
+    tokenizer = bos_tokenizer()
+    add_role_tokens(tokenizer)
+    chat_format, num_added = chat_format_to_train(tokenizer, tmp_path)
+    assert (num_added, chat_format.encode_prompt(TWO_TURNS[:1])[0]) == (0, chat_format.role_ids.user)

@@ -87,3 +87,31 @@ def test_a_damaged_file_is_an_error(text, tmp_path):
     with pytest.raises(UserError, match="damaged") as refusal:
         load_chat_format(tmp_path, chatml_tokenizer())
     assert refusal.value.where == str(tmp_path / "chat_format.json")
+
+
+def test_a_file_of_a_newer_deft_is_named(tmp_path):
+    save_chat_format(chat_format_for(role_tokenizer()), tmp_path)
+    path = tmp_path / "chat_format.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"version": 3}), encoding="utf-8")
+    with pytest.raises(UserError, match="a newer deft wrote the chat format") as refusal:
+        load_chat_format(tmp_path, role_tokenizer())
+    assert (refusal.value.got, refusal.value.where) == (3, str(path))
+
+
+def test_the_stops_of_training_stay_though_the_tokenizer_names_another_eos(tmp_path):
+    trained = chat_format_for(role_tokenizer())
+    save_chat_format(trained, tmp_path)
+    tokenizer = role_tokenizer()
+    tokenizer.eos_token = "<eot>"
+    found = load_chat_format(tmp_path, tokenizer)
+    assert found is not None and found.stop_token_ids == trained.stop_token_ids
+    assert tokenizer.convert_tokens_to_ids("</s>") in found.stop_token_ids
+
+
+@pytest.mark.parametrize("stops", [["结束"], [True], [-1], [10**9], {"eos": 2}, None])
+def test_stops_that_are_no_ids_are_damage(stops, tmp_path):
+    save_chat_format(chat_format_for(role_tokenizer()), tmp_path)
+    path = tmp_path / "chat_format.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"stop_token_ids": stops}))
+    with pytest.raises(UserError, match="damaged"):
+        load_chat_format(tmp_path, role_tokenizer())

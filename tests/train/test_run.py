@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from deft.errors import UserError
 from deft.model.likelihood import PackedRows
 from deft.model.load import load_model
-from deft.model.tiny import byte_tokenizer, save_tiny
+from deft.model.tiny import CHATML_TEMPLATE, byte_tokenizer, save_tiny
 from deft.prompt.format import chat_format_for, encode_examples
 from deft.prompt.role_tokens import add_role_tokens
 from deft.prompt.store import load_chat_format
@@ -323,6 +323,19 @@ def test_the_rows_of_new_tokens_are_those_of_the_seed(tmp_path: Path) -> None:
         rows.append(loaded.model.get_input_embeddings().weight[-3:].detach())
     assert torch.equal(rows[0], rows[1])
     assert not torch.equal(rows[0], rows[2])
+
+
+def test_an_id_of_the_tokenizer_that_no_row_has_hinders_nothing(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "底座", seed=5)
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<图像>"], special_tokens=True)
+    tokenizer.save_pretrained(base)
+    best = finished_run(base, tmp_path / "runs").best
+    assert load_model(best, device="cpu").model.config.vocab_size == 260  # no row was added for it
+    tokenizer.chat_template = CHATML_TEMPLATE.replace("<|im_start|>", "<图像>")
+    tokenizer.save_pretrained(base)
+    with pytest.raises(UserError, match="no embedding for: it has 260"):
+        finished_run(base, tmp_path / "more")
 
 
 def test_a_loss_that_is_not_a_number_names_the_rows_and_stops(llama: Path, tmp_path: Path) -> None:

@@ -57,14 +57,17 @@ def row_losses(
 
     Raises:
         ValueError: if a row is longer than a pack.
+        UserError: if a row has an id that the model has no embedding for.
     """
     import torch
 
     from deft.model.attention import rows_apart
     from deft.model.generate import evaluating
     from deft.model.likelihood import PackedRows, supervised_nll
+    from deft.model.vocabulary import check_rows
     from deft.prompt.pack import pack_rows
 
+    check_rows(model, sequences)
     found: dict[int, EvaluatedRow] = {}
     with torch.no_grad(), rows_apart(model), evaluating(model):
         for pack in pack_rows([len(row) for row in sequences], pack_length_tokens):

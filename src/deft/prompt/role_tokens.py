@@ -1,7 +1,8 @@
 """The encoding of models without a chat template: `<user> tokens <eot> <assistant> tokens <eot> …`.
 
 In: messages. Out: token ids, and for each token whether it carries loss. Contents are encoded apart from each other
-and from the role tokens, without bos or eos, so nothing in a content can reach over its end.
+and from the role tokens, so nothing in a content can reach over its end. A conversation begins with bos where the
+model has never read a text without it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,8 +42,8 @@ class RoleTokenFormat:
     has_system_role = False
     trained_as: Mapping[int, int] = {}
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        """Find the role tokens of a tokenizer.
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", *, begins_with_bos: bool = False) -> None:
+        """Find the role tokens of a tokenizer; with `begins_with_bos` a conversation starts with its bos.
 
         Raises:
             UserError: if it has none; `add_role_tokens` adds them.
@@ -62,11 +63,14 @@ class RoleTokenFormat:
         ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
         stops = (*ends, found.end_of_turn, found.user, found.assistant)
         self.stop_token_ids = tuple(dict.fromkeys(token_id for token_id in stops if token_id is not None))
+        self._bos = str(tokenizer.bos_token) if begins_with_bos else ""
+        self._bos_ids = [int(tokenizer.bos_token_id)] if begins_with_bos else []
 
     def to_dict(self) -> dict[str, Any]:
         """Return the ids that the format uses, as JSON values."""
         return {
             "kind": self.kind,
+            **({"begins_with_bos": True} if self._bos_ids else {}),
             "role_ids": self.role_ids._asdict(),
             "end_of_turn_ids": list(self.end_of_turn_ids),
             "stop_token_ids": list(self.stop_token_ids),
@@ -78,7 +82,7 @@ class RoleTokenFormat:
         names = self._names
         turns = turns_of(messages, has_system_role=False)
         opened = (f"{getattr(names, turn.role)}{turn.content}{names.end_of_turn}" for turn in turns)
-        return "".join(opened) + names.assistant
+        return self._bos + "".join(opened) + names.assistant
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids up to where the assistant's next reply begins.
@@ -88,7 +92,8 @@ class RoleTokenFormat:
         """
         check_conversation(messages, ends_with="user")
         turns = turns_of(messages, has_system_role=False)
-        return [token_id for turn in turns for token_id in self._turn_ids(turn)] + [self.role_ids.assistant]
+        turn_ids = [token_id for turn in turns for token_id in self._turn_ids(turn)]
+        return [*self._bos_ids, *turn_ids, self.role_ids.assistant]
 
     def encode_conversation(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
         """Return the ids of a whole conversation, and which of them carry loss: each reply and its `<eot>`.
@@ -97,8 +102,8 @@ class RoleTokenFormat:
             NotTrainable: if a text cannot be kept from spelling control tokens.
         """
         check_conversation(messages, ends_with="assistant")
-        ids: list[int] = []
-        trained: list[bool] = []
+        ids: list[int] = [*self._bos_ids]
+        trained = [False] * len(ids)
         for turn in turns_of(messages, has_system_role=False):
             turn_ids = self._turn_ids(turn)
             ids += turn_ids
@@ -135,6 +140,12 @@ def has_reserved_pieces(tokenizer: "PreTrainedTokenizerBase", token_ids: Sequenc
         return False
     pieces = [f"<reserved_{token_id - BAICHUAN2_RESERVED_OFFSET}>" for token_id in token_ids]
     return tokenizer.convert_ids_to_tokens(list(token_ids)) == pieces
+
+
+def writes_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Say whether a tokenizer's own encoding of a text begins with bos, so that its model has read none without it."""
+    ids = tokenizer.encode("a")
+    return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
 
 
 def add_role_tokens(tokenizer: "PreTrainedTokenizerBase") -> int:

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
 FILE_NAME = "chat_format.json"
 LARGEST_BYTES = 64 << 20
+VERSION = 2
+"""Of the file. Version 1, which named none, wrote no bos before role tokens."""
 
 
 def save_chat_format(chat_format: ChatFormat, folder: Path) -> None:
     """Write `chat_format.json` into a checkpoint's folder."""
-    write_json(folder / FILE_NAME, {**chat_format.to_dict(), "probe": probe(chat_format)})
+    write_json(folder / FILE_NAME, {"version": VERSION, **chat_format.to_dict(), "probe": probe(chat_format)})
 
 
 def load_chat_format(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> ChatFormat | None:
@@ -40,8 +42,11 @@ def load_chat_format(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> Chat
         return None
     try:
         stored = json.loads(read_small(path))
+        if stored.get("version", 1) > VERSION:
+            fix = "pip install --upgrade deft-llm"
+            raise UserError("a newer deft wrote the chat format", got=stored["version"], where=str(path), fix=fix)
         chat_format = rebuild(stored, tokenizer)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         fix = "restore the file from the run that wrote it"
         raise UserError("the stored chat format is damaged", got=str(error), where=str(path), fix=fix) from error
     rendered = {**chat_format.to_dict(), "probe": probe(chat_format)}
@@ -65,13 +70,30 @@ def read_small(path: Path) -> str:
 
 def rebuild(stored: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> ChatFormat:
     """Make the chat format that `stored` describes."""
+    chat_format: TemplateFormat | RoleTokenFormat | BaichuanChatFormat
     if stored["kind"] == TemplateFormat.kind:
-        return TemplateFormat(tokenizer, stored["template"], stored["template_kwargs"])
-    if stored["kind"] == RoleTokenFormat.kind:
-        return RoleTokenFormat(tokenizer)
-    if stored["kind"] == BaichuanChatFormat.kind:
-        return BaichuanChatFormat(tokenizer)
-    raise ValueError(f"unknown kind {stored['kind']!r}")
+        chat_format = TemplateFormat(tokenizer, stored["template"], stored["template_kwargs"])
+    elif stored["kind"] == RoleTokenFormat.kind:
+        chat_format = RoleTokenFormat(tokenizer, begins_with_bos=stored.get("begins_with_bos", False))
+    elif stored["kind"] == BaichuanChatFormat.kind:
+        chat_format = BaichuanChatFormat(tokenizer)
+    else:
+        raise ValueError(f"unknown kind {stored['kind']!r}")
+    chat_format.stop_token_ids = stored_stops(stored["stop_token_ids"], tokenizer)
+    return chat_format
+
+
+def stored_stops(stored: Any, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
+    """Return the stops of training: the tokenizer saved with them may name one of them its eos, and no longer others.
+
+    Raises:
+        ValueError: if they are no ids of the tokenizer.
+    """
+    if not isinstance(stored, list) or any(
+        not isinstance(each, int) or isinstance(each, bool) or not 0 <= each < len(tokenizer) for each in stored
+    ):
+        raise ValueError(f"stop_token_ids are no ids of the tokenizer: {stored!r:.90}")
+    return tuple(stored)
 
 
 def probe(chat_format: ChatFormat) -> dict[str, Any]:

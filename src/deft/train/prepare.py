@@ -23,6 +23,7 @@ from deft.model.load import LoadedModel, choose_device, choose_dtype, load_model
 from deft.model.memory_fault import is_out_of_memory
 from deft.model.selftest import check_packing
 from deft.model.speed import checkpointing_settings, compile_layers
+from deft.model.vocabulary import check_rows
 from deft.prompt.detect import chat_format_to_train
 from deft.prompt.format import ChatFormat, EncodeResult, FormatKind
 from deft.train.config import TrainConfig
@@ -68,7 +69,7 @@ def load_to_train(
         UserError: if it cannot be loaded, or its rows would see each other in a pack.
     """
     unset_hf_deepspeed_config()  # or transformers divides weights as it loads them, and nobody could check the model
-    load = partial(load_with_adapters, config, arguments, tokenizer, num_added_tokens=num_added_tokens)
+    load = partial(load_with_adapters, config, arguments, tokenizer, rows, num_added_tokens=num_added_tokens)
     if reads_once(config, arguments):
         loaded = load_for_all(load, rows.sequences, by_fsdp=arguments.deepspeed is None)
     else:
@@ -104,6 +105,7 @@ def load_with_adapters(
     config: TrainConfig,
     arguments: TrainingArguments,
     tokenizer: "PreTrainedTokenizerBase",
+    rows: EncodeResult,
     *,
     device: str | None,
     num_added_tokens: int,
@@ -113,7 +115,10 @@ def load_with_adapters(
     held = deepspeed_dtype(arguments) or weights_dtype(config)
     loaded = load_model(config.model, dtype=str(held).removeprefix("torch."), device=device, weights=weights)
     loaded = dataclasses.replace(loaded, tokenizer=tokenizer)
-    make_room(loaded, seed=config.seed)
+    if num_added_tokens:
+        make_room(loaded, seed=config.seed)
+    if weights:
+        check_rows(loaded.model, rows.sequences)
     if config.method != "full":
         model = with_adapters(loaded.model, config, train_embeddings=num_added_tokens > 0)
         loaded = dataclasses.replace(loaded, model=model)
@@ -149,9 +154,10 @@ def weights_dtype(config: TrainConfig) -> str:
 
 def prepare_chat_format(loaded: LoadedModel, kind: FormatKind) -> tuple[ChatFormat, int]:
     """Return the format the checkpoint carries, or the one asked for, and how many tokens it added to the model."""
-    found = chat_format_to_train(loaded.tokenizer, loaded.path, kind)
-    make_room(loaded)
-    return found
+    chat_format, num_added_tokens = chat_format_to_train(loaded.tokenizer, loaded.path, kind)
+    if num_added_tokens:
+        make_room(loaded)
+    return chat_format, num_added_tokens
 
 
 def make_room(loaded: LoadedModel, *, seed: int = 0) -> None:

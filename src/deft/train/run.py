@@ -18,6 +18,7 @@ from deft.manifest import check_manifest
 from deft.model.likelihood import takes_packs
 from deft.model.load import LoadedModel, find_folder, load_tokenizer, quiet_transformers
 from deft.model.size import num_parameters, num_positions
+from deft.model.vocabulary import check_rows
 from deft.prompt.cache import encode_once
 from deft.prompt.detect import chat_format_to_train
 from deft.prompt.format import ChatFormat, EncodeResult
@@ -176,6 +177,8 @@ def make_ready(
     unfinished = find_unfinished(config.output_dir, identity, config.allow_changed) if config.resume_training else None
     with memory_faults_told():
         loaded = load_to_train(config, arguments, tokenizer, train_rows, num_added_tokens=num_added_tokens)
+    if valid_rows is not None:
+        check_rows(loaded.model, valid_rows.sequences)
     return Ready(
         config=config,
         loaded=loaded,

@@ -28,6 +28,7 @@ from transformers import (
 from deft.manifest import write_manifest
 from deft.model.likelihood import PackedRows, SupervisedNLL
 from deft.model.memory_fault import is_out_of_memory
+from deft.model.stops import name_stops
 from deft.prompt.format import ChatFormat
 from deft.prompt.store import save_chat_format
 from deft.rundir import remove, sync, sync_folder, write_json
@@ -370,7 +371,7 @@ class SupervisedTrainer(Trainer):
         prune_checkpoints(run, keep=self.keep_checkpoints, best_step=best_step)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save weights (safetensors), tokenizer and chat format; no pickled arguments beside them.
+        """Save weights (safetensors), tokenizer, generation config and chat format; no pickled arguments beside them.
 
         Where a model is sharded, every process comes here, but only the one that writes was given the weights.
         """
@@ -387,7 +388,10 @@ class SupervisedTrainer(Trainer):
             state_dict = {name: tensor for name, tensor in state_dict.items() if name not in tied}
         if is_adapter:
             name_base_wholly(self.model)
+        name_stops(self.model, self.processing_class, self.chat_format)
         self.model.save_pretrained(folder, state_dict=state_dict, **whole_modules)
+        if is_adapter:
+            self.model.generation_config.save_pretrained(folder)
         self.processing_class.save_pretrained(folder)
         save_chat_format(self.chat_format, folder)
 
