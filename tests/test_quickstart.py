@@ -15,12 +15,13 @@ from rich.console import Console
 from deft.errors import UserError
 from deft.evaluate.interval import paired_changes
 from deft.evaluate.loss import read_rows_kept
+from deft.model.known import KNOWN_MODELS
 from deft.model.tiny import save_tiny
-from deft.quickstart import job, quickstart, stages
+from deft.quickstart import job, quickstart
 from deft.quickstart.plan import Plan, plan_key
 from deft.quickstart.rows import spread
-from deft.quickstart.teller import Teller
 from deft.quickstart.texts import PROMPTS, TEXTS
+from deft.quickstart.verdict import verdicts
 from deft.report.texts import ENDING_TEXTS
 from deft.rundir import read_object
 from deft.train.config import TrainConfig
@@ -160,7 +161,7 @@ def test_a_second_start_shows_what_exists(
         monkeypatch.setattr(part, must_not_run)
     again, printed = start(model, folder.parent)
     assert again == folder
-    assert "deft quickstart --again" in printed
+    assert "to run it again: deft quickstart --model" in printed and printed.rstrip().endswith("--again")
     assert str(folder) in printed.splitlines()[0]
     assert next(line for line in first.splitlines() if "all rows" in line) in printed
     assert "\n".join(first.splitlines()[-3:]) in printed
@@ -243,7 +244,8 @@ def test_an_interrupted_training_is_resumed(
         stop_at_step(patch, 2)
         with pytest.raises(KeyboardInterrupt) as stopped:
             start(model, tmp_path)
-    assert "What is done is kept: deft quickstart goes on from here." in stopped.value.__notes__[0]
+    told = re.sub(r"\s+", " ", stopped.value.__notes__[0])
+    assert "What is done is kept: deft quickstart --model" in told and "goes on from here." in told
     [unfinished] = list(tmp_path.glob("2*"))
     assert (unfinished / "checkpoint-2").is_dir()
     monkeypatch.setattr("deft.evaluate.loss.row_losses", counted := Counted())
@@ -290,7 +292,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
         patch.setattr("deft.evaluate.loss.row_losses", Counted(fail_after_packs=2))
         with pytest.raises(KeyboardInterrupt) as stopped:
             start(model, tmp_path, lang="zh")
-    assert "运行 deft quickstart --lang zh 即可接着做" in stopped.value.__notes__[0]
+    assert "即可从中断处继续" in stopped.value.__notes__[0]
     [kept] = tmp_path.glob(".quickstart/*/rows_before.jsonl")
     num_kept = len(read_rows_kept(kept))
     assert 0 < num_kept < NUM_TEST
@@ -362,26 +364,63 @@ def test_the_chinese_half_speaks_chinese(model: Path, tmp_path: Path) -> None:
     assert "examples/abilities/zh/curated/full" in report
 
 
-def test_an_english_model_on_chinese_data_is_told(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = stages.load_with_format
-    monkeypatch.setattr(stages, "load_with_format", lambda name: real(model))
-    shown = {}
-    for lang in ("en", "zh"):
-        config = TrainConfig(model="smollm2-135m")
-        plan = Plan(
-            lang=lang,  # type: ignore[arg-type]
-            config=config,
-            test=Path("无"),
-            max_train_rows=None,
-            num_valid_rows=None,
-            max_test_rows=None,
-            max_new_tokens=8,
-        )
-        screen = io.StringIO()
-        stages.load(plan, Teller(console=Console(file=screen, width=200), lang=lang))  # type: ignore[arg-type]
-        shown[lang] = screen.getvalue()
-    assert "smollm2-135m 几乎不懂中文" in shown["zh"]
-    assert "Chinese" not in shown["en"]
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_a_model_that_hardly_knows_chinese_is_told_at_both_ends_with_the_way_out(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lang: str
+) -> None:
+    known = dataclasses.replace(KNOWN_MODELS["smollm2-135m"], alias=str(model))
+    monkeypatch.setitem(KNOWN_MODELS, str(model), known)
+    monkeypatch.setattr("deft.model.known.is_present", lambda model: True)
+    monkeypatch.setattr("deft.model.load.find_model", lambda name, **_: Path(name))
+    monkeypatch.setattr("deft.quickstart.stages.bring_model", lambda plan, tell: None)
+    _, printed = start(model, tmp_path, lang=lang, max_train_rows=5, max_test_rows=10)
+    told = [number for number, line in enumerate(printed.splitlines()) if "几乎不懂中文" in line]
+    if lang == "en":
+        assert not told and "gemma3" not in printed
+        return
+    lines = printed.splitlines()
+    assert len(told) == 2 and told[0] < 3 and told[1] >= len(lines) - 4
+    command = "deft quickstart --lang zh --model gemma3-270m --accept-license"
+    assert [line.strip() for line in lines].count(command) == 2 and lines[-1].strip() == command
+
+
+@pytest.mark.parametrize(
+    ("reply", "lang", "said"),
+    [
+        ("水星离太阳最近。\n答案：B", "zh", "答对了"),
+        ("金星最亮。\n答案：A", "zh", "答错了：正确答案是 B. 水星"),
+        ("答案是 D。", "zh", "答错了：正确答案是 B. 水星"),
+        ("B", "zh", "答对了"),
+        ("A. 金星 B. 水星", "zh", "没有选出答案：正确答案是 B. 水星"),
+        ("离太阳最近的行星是哪一颗？", "zh", "没有选出答案：正确答案是 B. 水星"),
+        ("", "en", "no answer: B. Mercury is right"),
+        ("A planet close to the Sun.\nAnswer: B", "en", "right"),
+        ("A planet.", "en", "no answer: B. Mercury is right"),
+        ("Answer: A. No, answer: C", "en", "wrong: B. Mercury is right"),
+        ("B. Mercury", "en", "right"),
+    ],
+)
+def test_a_showcased_answer_is_judged(reply: str, lang: Any, said: str) -> None:
+    question, story = PROMPTS[lang]
+    assert verdicts(question, reply, "", lang)["before_verdict"] == said
+    assert verdicts(story, reply, "", lang) == {}
+
+
+def test_the_verdict_stands_beside_the_reply(finished: tuple[Path, str]) -> None:
+    folder, printed = finished
+    [question, story] = json.loads((folder / "quickstart.json").read_text(encoding="utf-8"))["results"]["replies"]
+    assert f"← {question['after_verdict']}" in printed and question["after_verdict"]
+    assert story["after_verdict"] == ""
+    assert f"<em>← {question['after_verdict']}</em>" in (folder / "report.html").read_text(encoding="utf-8")
+    assert TEXTS["en"]["worth"].split(".")[0] in printed
+
+
+def test_the_commands_named_do_the_same_again(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        start(model, tmp_path / "我的 runs", lang="zh")
+    again = f"deft quickstart --lang zh --model '{model}' --runs '{tmp_path}/我的 runs'"
+    assert again.replace(" ", "") in re.sub(r"\s", "", stopped.value.__notes__[0])
 
 
 def test_without_the_example_data_it_says_where_to_run(

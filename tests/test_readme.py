@@ -30,7 +30,7 @@ import pytest
 
 from deft import cli
 from deft.errors import UserError
-from deft.model.embedded import GGUF_SHA256, find_damage, source_facts
+from deft.model.embedded import WHEELS, find_damage, source_facts
 from deft.model.known import KNOWN_MODELS, MODELS_DIR_VARIABLE, SOURCE_FILE
 from deft.model.tiny import save_tiny
 
@@ -228,7 +228,7 @@ def save_stand_in(folder: Path) -> None:
     """Write a tiny random model that deft takes for the embedded one."""
     save_tiny(folder)
     files = {path.name: {"num_bytes": path.stat().st_size, "sha256": ""} for path in sorted(folder.iterdir())}
-    facts = source_facts(KNOWN_MODELS[MODEL]) | {"gguf": {"sha256": GGUF_SHA256}, "files": files}
+    facts = source_facts(KNOWN_MODELS[MODEL]) | {"gguf": {"sha256": WHEELS[MODEL].gguf_sha256}, "files": files}
     (folder / SOURCE_FILE).write_text(json.dumps(facts), encoding="utf-8")
     assert find_damage(folder, KNOWN_MODELS[MODEL]) is None, "the stand-in is no stand-in any more"
 

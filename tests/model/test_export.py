@@ -472,3 +472,16 @@ def test_merge_and_export_agree(adapter: Path, tmp_path: Path) -> None:
     merged, exported = merge(adapter, tmp_path / "合并"), export(adapter, tmp_path / "出").folder
     assert same_bytes(tensors(merged), tensors(exported))
     assert math.isclose(logits(load_model(merged).model).sum().item(), logits(load_model(exported).model).sum().item())
+
+
+def test_an_export_passes_on_the_notice_that_its_base_model_asks_for(whole: Path, tmp_path: Path) -> None:
+    source = {"base_model": "gemma3-270m", "license": "Gemma", "languages": ["zh"], "run": {}}
+    shutil.copytree(whole, tmp_path / "微调")
+    (tmp_path / "微调/source.json").write_text(json.dumps(source))
+    out = export(tmp_path / "微调", tmp_path / "出").folder
+    notice = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms"
+    assert (out / "NOTICE").read_text(encoding="utf-8").startswith(notice + "\n")
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert notice in card and "Terms: https://ai.google.dev/gemma/terms" in card
+    assert "license: gemma" in card and "base_model: google/gemma-3-270m" in card
+    assert not (export(whole, tmp_path / "别的").folder / "NOTICE").exists()

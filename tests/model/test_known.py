@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from deft.model.embedded import WHEELS
 from deft.model.known import KNOWN_MODELS, find_known, format_parameters, models_folder, models_table
 
 
@@ -30,8 +31,13 @@ def test_an_alias_and_its_hub_id_name_the_same_model() -> None:
     assert find_known("模型") is None
 
 
-def test_only_the_embedded_model_has_no_hub_id() -> None:
-    assert [m.alias for m in KNOWN_MODELS.values() if m.hub_id is None] == ["smollm2-135m"]
+def test_only_the_embedded_models_have_no_hub_id() -> None:
+    assert [m.alias for m in KNOWN_MODELS.values() if m.hub_id is None] == list(WHEELS)
+
+
+def test_the_table_names_the_terms(tmp_path: Path) -> None:
+    row = rows(tmp_path)["gemma3-270m"][3]
+    assert "Gemma" in row and "https://ai.google.dev/gemma/terms" in row
 
 
 @pytest.mark.parametrize(

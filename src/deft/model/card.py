@@ -31,7 +31,7 @@ LICENSE_IDS = {
     "llama3.3": "llama3.3",
 }
 """Licences by the names that the hub gives them; others are `other`, with their own name beside it."""
-HUB_ID_OF = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+HUB_ID_OF = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct", "gemma3-270m": "google/gemma-3-270m"}
 """The hub's name for a model that deft takes from elsewhere; for the card alone, since its weights are rounded."""
 
 
@@ -164,7 +164,10 @@ def license_text(origin: Provenance) -> str:
         named = f"{base} is under the licence {origin.license}, which goes with these weights"
     else:
         named = f"These weights are under the licence {origin.license}"
-    return f"## Licence\n\n{named}. Its terms, notices and limits of use pass on to whoever takes them.\n"
+    text = f"## Licence\n\n{named}. Its terms, notices and limits of use pass on to whoever takes them.\n"
+    if known is not None and known.terms is not None:
+        text += f"\n{known.terms.notice.rstrip('.')}. Terms: {known.terms.url}\n"
+    return text
 
 
 def versions_text(run: Mapping[str, Any]) -> str:

@@ -37,6 +37,7 @@ from deft.model.merge import (
     write_model,
 )
 from deft.model.provenance import Provenance, provenance_of, public_name
+from deft.model.terms import pass_on_notice
 from deft.prompt.store import load_chat_format
 from deft.rundir import read_object, write_json, write_text, written_whole
 
@@ -116,6 +117,7 @@ def export(
             notes = ready.notes
             write_model(ready, temporary, dtype=dtype or ready.dtype, max_shard_size=max_shard_size)
         copy_licenses(folder, temporary)
+        pass_on_notice(temporary, origin.base_model)
         write_json(temporary / SOURCE_FILE, asdict(origin))
         name = push or out.name
         write_text(temporary / CARD, model_card(name, temporary, origin))

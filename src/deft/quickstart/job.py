@@ -13,8 +13,8 @@ from rich.padding import Padding
 from deft.errors import UserError
 from deft.evaluate.interval import paired_changes
 from deft.quickstart.existing import find_finished
-from deft.quickstart.outcome import collect_results, finish, lang_flag, show_finished, show_replies
-from deft.quickstart.plan import Plan, with_key
+from deft.quickstart.outcome import collect_results, finish, show_finished, show_replies
+from deft.quickstart.plan import DEFAULT_MODEL, TUNED, Plan, repeating_flags, with_key
 from deft.quickstart.rows import example_folder, read_rows
 from deft.quickstart.stages import (
     bring_model,
@@ -25,9 +25,11 @@ from deft.quickstart.stages import (
     replies,
     show_data,
     trained_folder,
+    warn_of_language,
 )
 from deft.quickstart.teller import Teller
 from deft.quickstart.texts import PROMPTS, TEXTS
+from deft.quickstart.verdict import verdicts
 from deft.report.results import ReplyPair
 from deft.report.terminal import changes_table
 from deft.report.texts import Lang
@@ -38,24 +40,26 @@ from deft.train.config import TrainConfig
 
 def quickstart(
     *,
-    model: str = "smollm2-135m",
+    model: str = DEFAULT_MODEL,
     lang: Lang = "en",
     runs: Path = Path("runs"),
     console: Console | None = None,
     again: bool = False,
     num_epochs: int = 1,
     batch_size: int = 8,
-    learning_rate: float = 1e-4,
+    learning_rate: float | None = None,
     max_length_tokens: int = 512,
     max_train_rows: int | None = None,
     num_valid_rows: int | None = 50,
     max_test_rows: int | None = None,
     max_new_tokens: int = 60,
+    accept_license: bool = False,
 ) -> Path:
     """Run the whole path on the example data of `lang`, or take up what exists of it; return the run's folder.
 
     A finished quickstart with the same model, data and settings is shown, not repeated, unless `again` is set. The
-    numbers of rows are upper limits, spread evenly over the abilities; None takes all.
+    numbers of rows are upper limits, spread evenly over the abilities; None takes all. A `learning_rate` of None is the
+    one that suits the model. `accept_license` accepts the terms of a model that has some.
 
     Raises:
         UserError: if the example data are not in the current folder, or a setting or the model is wrong.
@@ -64,6 +68,8 @@ def quickstart(
     if lang not in TEXTS:
         raise UserError("quickstart has no example data in this language", got=lang, fix="lang is en or zh")
     folder = example_folder(lang)
+    if learning_rate is None:
+        learning_rate = TUNED.get(model, {}).get("learning_rate", 1e-4)
     config = TrainConfig(
         show_rows=0,
         model=model,
@@ -85,13 +91,14 @@ def quickstart(
         num_valid_rows=num_valid_rows,
         max_test_rows=max_test_rows,
         max_new_tokens=max_new_tokens,
+        accept_license=accept_license,
     )
     tell = Teller(console=console or Console(), lang=lang)
     try:
         return take_up(plan, tell, again=again)
     except KeyboardInterrupt:
         tell.console.print()
-        tell.say("interrupted", style="bold", lang=lang_flag(lang))
+        tell.say("interrupted", style="bold", flags=repeating_flags(plan))
         raise
 
 
@@ -112,6 +119,7 @@ def run(plan: Plan, tell: Teller, *, again: bool) -> Path:
     """Go through all stages; what exists of them is taken up."""
     check_writable(plan.runs)
     say(tell.console, "{welcome}", welcome=tell.text("welcome"), style="bold", fold=True)
+    warn_of_language(plan, tell)
     with tell.stage("model"):
         bring_model(plan, tell)
         plan = with_key(plan)
@@ -133,7 +141,7 @@ def run(plan: Plan, tell: Teller, *, again: bool) -> Path:
     with tell.stage("replies"):
         answers = replies(plan, loaded, chat_format)
         pairs = [
-            ReplyPair(prompt=prompt, before=first, after=second)
+            ReplyPair(prompt=prompt, before=first, after=second, **verdicts(prompt, first, second, plan.lang))
             for prompt, first, second in zip(PROMPTS[plan.lang], before.replies, answers, strict=True)
         ]
         show_replies(pairs, tell)

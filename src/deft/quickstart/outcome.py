@@ -14,13 +14,13 @@ from deft.evaluate.interval import Change
 from deft.evaluate.loss import write_rows
 from deft.outcome import CHAT_PAGE, best_of, collect, say_files, say_next, say_result, write_outcome
 from deft.quickstart.existing import FILE_NAME
-from deft.quickstart.plan import Plan
-from deft.quickstart.stages import Before
+from deft.quickstart.plan import Plan, repeating_flags
+from deft.quickstart.stages import Before, warn_of_language
 from deft.quickstart.teller import Teller
 from deft.report.page import write_report
 from deft.report.results import ReplyPair, Results, from_json, to_json
 from deft.report.terminal import changes_table
-from deft.report.texts import ENDING_TEXTS, Lang
+from deft.report.texts import ENDING_TEXTS
 from deft.report.values import readable_time, shown_value
 from deft.rundir import fingerprint, read_object, remove, write_json
 from deft.screen import say
@@ -84,7 +84,7 @@ def show_finished(folder: Path, plan: Plan, tell: Teller) -> None:
     tell.console.print(Padding(changes_table(results.changes, plan.lang), (1, 0, 0, 2)))
     show_replies(results.replies, tell)
     say_where_to_go(plan, folder, results, tell, stored=stored)
-    tell.say("again", style="dim", lang=lang_flag(plan.lang))
+    tell.say("again", style="dim", flags=repeating_flags(plan))
 
 
 def show_replies(pairs: Sequence[ReplyPair], tell: Teller) -> None:
@@ -96,10 +96,16 @@ def show_replies(pairs: Sequence[ReplyPair], tell: Teller) -> None:
     table.add_column(overflow="fold")
     for pair in pairs:
         table.add_row(tell.text("asked"), Text(pair.prompt), style="bold")
-        table.add_row(tell.text("was"), Text(visible(pair.before, keep="\n") or "–"))
-        table.add_row(tell.text("now"), Text(visible(pair.after, keep="\n") or "–"))
+        for when, reply, verdict in (
+            ("was", pair.before, pair.before_verdict),
+            ("now", pair.after, pair.after_verdict),
+        ):
+            table.add_row(tell.text(when), Text(visible(reply, keep="\n") or "–"))
+            if verdict:
+                table.add_row("", Text(f"← {verdict}", style="yellow"))
         table.add_row("", "")
     tell.console.print(Padding(table, (1, 0, 0, 2)))
+    tell.say("worth", style="dim")
 
 
 def say_where_to_go(plan: Plan, folder: Path, results: Results, tell: Teller, *, stored: Mapping[str, Any]) -> None:
@@ -112,6 +118,7 @@ def say_where_to_go(plan: Plan, folder: Path, results: Results, tell: Teller, *,
     time = readable_time(stored["total_time_s"])
     cost = texts["cost_resumed" if stored["resumed"] else "cost"].format(rows=results.num_train_rows, time=time)
     say(console, "  {cost}", cost=cost)
+    warn_of_language(plan, tell)
 
 
 def needs_activation() -> bool:
@@ -133,8 +140,3 @@ def next_commands(plan: Plan, folder: Path, *, shown: Callable[[Any], str] = str
         (f"deft data audit my_data.jsonl --model {model}", texts["audit"]),
         (f"deft train --model {model} --train my_data.jsonl", texts["train"]),
     ]
-
-
-def lang_flag(lang: Lang) -> str:
-    """Return the flag that repeats the language, where it is not the default."""
-    return "" if lang == "en" else f" --lang {lang}"

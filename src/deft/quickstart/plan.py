@@ -2,16 +2,23 @@
 
 import dataclasses
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from deft.quickstart.texts import PROMPTS
 from deft.report.texts import Lang
 from deft.rundir import fingerprint, folder_fingerprint
 from deft.train.config import TrainConfig
 
-FORMAT = 1
+FORMAT = 2
 """Raised when what a quickstart does or stores changes, so that older runs are not taken for finished ones."""
+DEFAULT_MODEL = "smollm2-135m"
+CHINESE_MODEL = "gemma3-270m"
+"""The smallest that knows some Chinese and comes without a hub."""
+TUNED: dict[str, dict[str, Any]] = {CHINESE_MODEL: {"learning_rate": 5e-5}}
+"""Settings of a model that differ from the defaults: those with which its replies read best."""
 PART_FOLDER = ".quickstart"
 """In the folder of runs: what was measured before a run folder exists."""
 
@@ -27,6 +34,7 @@ class Plan:
     num_valid_rows: int | None
     max_test_rows: int | None
     max_new_tokens: int
+    accept_license: bool = False
     key: str = ""
 
     @property
@@ -40,6 +48,21 @@ class Plan:
         return self.runs / PART_FOLDER / self.key
 
 
+def repeating_flags(plan: Plan) -> str:
+    """Return the flags, each after a space, with which `deft quickstart` does the same again."""
+    given = {"--lang": plan.lang, "--model": plan.config.model, "--runs": str(plan.runs)}
+    defaults = {"--lang": "en", "--model": DEFAULT_MODEL, "--runs": "runs"}
+    return "".join(f" {flag} {shlex.quote(value)}" for flag, value in given.items() if value != defaults[flag])
+
+
+def knows_language(plan: Plan) -> bool:
+    """Say whether the model is known to know the language of the data; of one that deft does not know, it is taken."""
+    from deft.model.known import find_known
+
+    known = find_known(plan.config.model)
+    return known is None or plan.lang in known.languages
+
+
 def with_key(plan: Plan) -> Plan:
     """Return the plan with its key filled in; the model must be here."""
     return dataclasses.replace(plan, key=plan_key(plan))
@@ -51,6 +74,7 @@ def plan_key(plan: Plan) -> str:
     from deft.model.load import find_folder
 
     settings = dataclasses.asdict(plan)
+    del settings["accept_license"]
     for name in ("output_dir", "resume_training", "allow_changed", "show_rows"):
         del settings["config"][name]
     files = find_files([*plan.config.train, *plan.config.valid, plan.test])

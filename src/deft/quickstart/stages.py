@@ -12,7 +12,7 @@ from rich.padding import Padding
 from deft.errors import UserError
 from deft.evaluate.loss import EvaluatedRow, read_rows_kept, row_losses_kept
 from deft.quickstart.existing import find_run, newest_unfinished
-from deft.quickstart.plan import Plan
+from deft.quickstart.plan import CHINESE_MODEL, Plan, knows_language
 from deft.quickstart.rows import Rows
 from deft.quickstart.teller import Teller, row_bar
 from deft.quickstart.texts import PROMPTS
@@ -35,6 +35,14 @@ class Before:
     identity: Mapping[str, Any]
 
 
+def warn_of_language(plan: Plan, tell: Teller) -> None:
+    """Say, where the model hardly knows the language of the data, so and the command for one that does."""
+    if not knows_language(plan):
+        tell.say("weak_language", style="yellow", model=plan.config.model)
+        command = f"deft quickstart --lang {plan.lang} --model {CHINESE_MODEL} --accept-license"
+        say(tell.console, "    {command}", command=command, style="bold")
+
+
 def bring_model(plan: Plan, tell: Teller) -> None:
     """Fetch the model, if it is one that deft knows and not here yet."""
     from deft.model.known import find_known, is_present
@@ -47,19 +55,16 @@ def bring_model(plan: Plan, tell: Teller) -> None:
         def show(line: str) -> None:
             say(tell.console, "  {line}", line=line)
 
-        pull(plan.config.model, progress=show)
+        pull(plan.config.model, accept_license=plan.accept_license, progress=show)
 
 
 def load(plan: Plan, tell: Teller) -> "tuple[LoadedModel, ChatFormat]":
     """Load the model to start from, and say what it is."""
-    from deft.model.known import find_known, format_parameters
+    from deft.model.known import format_parameters
 
     loaded, chat_format = load_with_format(plan.config.model)
     parameters = format_parameters(sum(weights.numel() for weights in loaded.model.parameters()))
     tell.say("model_ready", model=shown_value(plan.config.model), parameters=parameters)
-    known = find_known(plan.config.model)
-    if plan.lang == "zh" and known is not None and "zh" not in known.languages:
-        tell.say("weak_language", style="yellow", model=known.alias)
     return loaded, chat_format
 
 

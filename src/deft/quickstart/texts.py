@@ -11,6 +11,8 @@ PROMPTS: dict[str, tuple[str, str]] = {
     ),
 }
 """Asked before and after: a question as in an exam, and a creative one; neither is in the data."""
+RIGHT_OPTION = "B"
+"""Of the first prompt, in both languages."""
 
 
 TEXTS: dict[str, dict[str, str]] = {
@@ -25,8 +27,15 @@ TEXTS: dict[str, dict[str, str]] = {
         "pulling": "{model} is not here yet: fetching it once",
         "model_ready": "{model} · {parameters} weights",
         "weak_language": (
-            "Note: {model} hardly knows Chinese; these data are meant for Chinese-capable models (such as qwen3-0.6b), "
-            "and what follows only shows the path."
+            "Note: {model} hardly knows the language of these data. A lower loss does not make its replies readable: "
+            "this only shows the path. One that knows some of it:"
+        ),
+        "right": "right",
+        "wrong": "wrong: {right} is right",
+        "undecided": "no answer: {right} is right",
+        "worth": (
+            "Greedy replies of a small model to two prompts that are in none of the data. It learns the form of a "
+            "reply first; what it says is often wrong."
         ),
         "no_leak": "no test or validation row occurs in the training rows ({held_out} checked)",
         "rows": "rows",
@@ -42,8 +51,8 @@ TEXTS: dict[str, dict[str, str]] = {
         "train": "train on your own data",
         "resumed": "{stage} (what was left)",
         "stored": "A finished quickstart with this model, data and settings is there: {folder}",
-        "again": "to run it again: deft quickstart{lang} --again",
-        "interrupted": "Stopped. What is done is kept: deft quickstart{lang} goes on from here.",
+        "again": "to run it again: deft quickstart{flags} --again",
+        "interrupted": "Stopped. What is done is kept: deft quickstart{flags} goes on from here.",
     },
     "zh": {
         "welcome": "用几百条数据微调一个小模型，看看每项能力各提高多少。",
@@ -55,9 +64,11 @@ TEXTS: dict[str, dict[str, str]] = {
         "replies": "回答与报告",
         "pulling": "还没有 {model}：下载一次即可",
         "model_ready": "{model} · {parameters} 个权重",
-        "weak_language": (
-            "注意：{model} 几乎不懂中文；这些数据是为懂中文的模型（如 qwen3-0.6b）准备的，以下结果仅演示流程。"
-        ),
+        "weak_language": "注意：{model} 几乎不懂中文，损失下降也不代表回答可读，这里只演示流程。换一个懂中文的模型：",
+        "right": "答对了",
+        "wrong": "答错了：正确答案是 {right}",
+        "undecided": "没有选出答案：正确答案是 {right}",
+        "worth": "以上是小模型对两个问题的贪心解码回答，问题都不在数据中。它先学会回答的形式，内容常有错误。",
         "no_leak": "训练数据中没有任何测试或验证数据（已检查 {held_out} 条）",
         "rows": "条",
         "loss_before": "{rows} 条 · 每词元 {loss:.3f} 纳特",
@@ -72,7 +83,7 @@ TEXTS: dict[str, dict[str, str]] = {
         "train": "用你自己的数据训练",
         "resumed": "{stage}（剩余部分）",
         "stored": "已有用同样模型、数据和设置完成的 quickstart：{folder}",
-        "again": "重新运行：deft quickstart{lang} --again",
-        "interrupted": "已停止，已完成的部分都已保存：运行 deft quickstart{lang} 即可接着做。",
+        "again": "重新运行：deft quickstart{flags} --again",
+        "interrupted": "已停止，已完成的部分都已保存：运行 deft quickstart{flags} 即可从中断处继续。",
     },
 }

@@ -52,7 +52,7 @@ tr.total td{font-weight:700;border-bottom:0}td.better,td.worse,td.unclear{color:
 .prompt b,.reply b{display:block;color:var(--soft);font-size:.85rem;font-weight:600}
 .pair{display:grid;grid-template-columns:1fr 1fr;gap:.75rem}
 .reply{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--card);border-radius:.5rem;padding:.75rem 1rem;
-margin:0}
+margin:0}.reply em{display:block;margin-top:.5rem;font-style:normal;font-size:.9rem;color:var(--soft)}
 @media(max-width:40rem){.pair{grid-template-columns:1fr}}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1.5rem;margin:0;font-size:.92rem}
 dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
@@ -151,13 +151,14 @@ def replies(pairs: Sequence[ReplyPair], texts: Mapping[str, str]) -> str:
     """Return the replies side by side."""
     from deft.errors import visible
 
-    def text(reply: str) -> str:
-        return escape(visible(reply.strip(), keep="\n")) or "–"
+    def text(reply: str, verdict: str) -> str:
+        judged = f"<em>← {escape(verdict)}</em>" if verdict else ""
+        return (escape(visible(reply.strip(), keep="\n")) or "–") + judged
 
     blocks = [
         f'<p class="prompt"><b>{texts["asked"]}</b>{escape(pair.prompt)}</p><div class="pair">'
-        f'<p class="reply"><b>{texts["before"]}</b>{text(pair.before)}</p>'
-        f'<p class="reply"><b>{texts["after"]}</b>{text(pair.after)}</p></div>'
+        f'<p class="reply"><b>{texts["before"]}</b>{text(pair.before, pair.before_verdict)}</p>'
+        f'<p class="reply"><b>{texts["after"]}</b>{text(pair.after, pair.after_verdict)}</p></div>'
         for pair in pairs
     ]
     return f"<h2>{texts['replies']}</h2>" + "".join(blocks) if blocks else ""

@@ -11,11 +11,13 @@ from deft.evaluate.interval import Change
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReplyPair:
-    """What the model answered to one prompt before and after the training."""
+    """What the model answered to one prompt before and after the training, and whether that is right, in words."""
 
     prompt: str
     before: str
     after: str
+    before_verdict: str = ""
+    after_verdict: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
