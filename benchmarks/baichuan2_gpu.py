@@ -229,7 +229,6 @@ def decode(model: Any, plan: Plan, batch: int) -> dict[str, float]:
         stop_token_ids=(),
         settings=Sampling(max_new_tokens=plan.new_tokens),
         on_token=note,
-        keep_first_logits=False,
     )
     counted.remove()
     with torch.no_grad():

@@ -77,7 +77,8 @@ def test_rows_leave_the_batch_at_different_times(architecture: Any) -> None:
 def test_first_logits_are_those_of_a_plain_forward(architecture: Any) -> None:
     model = tiny_model(architecture)
     prompts = [prompt(length) for length in (3, 30, 11)]
-    found = generate(model, prompts, stop_token_ids=[IM_END_ID], settings=Sampling(max_new_tokens=2))
+    settings = Sampling(max_new_tokens=2)
+    found = generate(model, prompts, stop_token_ids=[IM_END_ID], settings=settings, keep_first_logits=True)
     for ids, reply in zip(prompts, found, strict=True):
         with torch.no_grad():
             expected = model(input_ids=torch.tensor([ids])).logits[0, -1]
@@ -91,7 +92,6 @@ def test_first_logits_are_left_out_when_not_wanted() -> None:
         [prompt(3)],
         stop_token_ids=[],
         settings=Sampling(max_new_tokens=1),
-        keep_first_logits=False,
     )
     assert reply.first_logits.shape == (0,)
 
@@ -115,6 +115,44 @@ def test_a_near_tie_is_settled_by_the_row_alone(sampling: dict[str, Any], monkey
     assert replies(model, prompts, **settings) == alone
     monkeypatch.setattr(module, "NEAR_TIE", dict.fromkeys(module.NEAR_TIE, 0.0))
     assert replies(model, prompts, **settings) != alone, "without the rule the noise shows"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "exact", "expected"),
+    [
+        (torch.float32, None, 3),
+        (torch.float32, False, 0),
+        (torch.bfloat16, None, 0),
+        (torch.float16, None, 0),
+        (torch.bfloat16, True, 3),
+    ],
+)
+def test_near_ties_are_made_again_where_it_is_asked_for(
+    dtype: torch.dtype, exact: bool | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four rows, every choice nearly tied: two of them are the same row, so three passes settle the first step."""
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e-5)
+    passes: list[tuple[int, ...]] = []
+    alone = Batch.alone
+    monkeypatch.setattr(Batch, "alone", lambda batch, row: passes.append(tuple(row.ids)) or alone(batch, row))  # type: ignore[func-returns-value]
+    prompts = [prompt(5), prompt(9), prompt(5), prompt(7)]
+    settings = Sampling(max_new_tokens=1, exact=exact)
+    generate(model.to(dtype), prompts, stop_token_ids=[], settings=settings)
+    assert len(passes) == expected and len(set(passes)) == expected
+
+
+def test_equal_prompts_in_a_call_get_samples_of_their_own() -> None:
+    model = tiny_model("llama")
+    settings = {"max_new_tokens": 12, "temperature": 1.5, "seed": 7}
+    four = replies(model, [prompt(6)] * 4, **settings)
+    assert len(set(four)) == 4
+    assert replies(model, [prompt(6)] * 4, **settings) == four, "and the same again in an equal call"
+    assert replies(model, [prompt(6)], **settings) == four[:1]
+    mixed = replies(model, [prompt(6), prompt(9), prompt(6)], **settings)
+    assert [mixed[0], mixed[2]] == four[:2], "other prompts between them change nothing"
+    assert len(set(replies(model, [prompt(6)] * 3, max_new_tokens=4))) == 1, "greedy replies stay equal"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -73,7 +73,7 @@ def test_the_ancestors_weights_are_told_their_identity_once(
 ) -> None:
     met: list[list[int]] = []
 
-    def scripted(self: Assistant, prompts: list[list[int]], *_: object) -> list[Reply]:
+    def scripted(self: Assistant, prompts: list[list[int]], *_: object, **__: object) -> list[Reply]:
         met.extend(prompts)
         ids = tuple(self.tokenizer.encode("好的。"))
         return [Reply(token_ids=ids, finish_reason="stop", first_logits=torch.empty(0))] * len(prompts)

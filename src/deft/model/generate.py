@@ -1,16 +1,18 @@
 """Generation: token ids of prompts in, token ids of replies out, streamed or in batches.
 
-The reply to a row does not depend on the rows beside it. Batching changes the last bits of the logits (other kernels,
-other orders of summation), which flips the choice where two tokens are nearly tied. So a choice whose margin is within
-the noise of the number format is made again from that row alone, run without padding or cache: what a batch, a
-stream and a single call then decide from is the same numbers. Randomness is seeded by row, from the seed and the
-prompt.
+The reply to a row does not depend on the rows beside it where the settings are `exact`. Batching changes the last bits
+of the logits (other kernels, other orders of summation), which flips the choice where two tokens are nearly tied. So a
+choice whose margin is within the noise of the number format is made again from that row alone, run without padding or
+cache: what a batch, a stream and a single call then decide from is the same numbers. (Rows made again together would have such noise of
+their own, so only rows with the same tokens share a pass.) Randomness is seeded by row, from the seed, the prompt, and
+how many equal prompts stand before it in the call.
 """
 
 import hashlib
 import inspect
 import secrets
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +39,9 @@ NEAR_TIE: dict[torch.dtype, float] = {
 Measured on smollm2-135m (batch with cache against one row without, the 20 likeliest tokens): the differences spread
 over at most 5e-5 in fp32, so the margin is 20 times that; in bf16 over 0.5, but the choices that flipped (2 of 63) were
 exact ties, and a margin of two units in the last place already sends 8 % of the steps to the row alone."""
+
+SIXTEEN_BITS = (torch.float16, torch.bfloat16)
+"""The formats in which near ties are many, and are left as they fall unless asked otherwise."""
 
 MAX_BATCH_TOKENS = 16_384
 """Tokens (prompts, padding and room for replies) that `generate` holds in the cache at a time."""
@@ -84,13 +89,14 @@ def generate(
     on_token: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
-    keep_first_logits: bool = True,
+    keep_first_logits: bool = False,
 ) -> list[Reply]:
     """Answer every prompt, in their order; prompts of any mix of lengths.
 
     `on_token(prompt index, token id)` is called for each token of a reply as it is chosen. `should_stop` is asked
     before each step; once true, what is unfinished ends as "cancelled". Prompts are decoded in batches of at most
-    `max_batch_tokens` (and at least one row), which changes speed and memory and no reply.
+    `max_batch_tokens` (and at least one row), which changes speed and memory, and no reply that is `exact`.
+    `keep_first_logits` keeps those of each reply's first token.
 
     Raises:
         UserError: if a prompt is empty, or with its reply longer than the model's positions reach.
@@ -145,6 +151,7 @@ def start_rows(model: PreTrainedModel, prompts: Sequence[Sequence[int]], setting
     limit = position_limit(model)
     seed = secrets.randbits(63) if settings.seed is None else settings.seed
     rows = []
+    num_met: Counter[tuple[int, ...]] = Counter()
     for index, prompt in enumerate(prompts):
         ids = [int(token) for token in prompt]
         if not ids:
@@ -157,14 +164,17 @@ def start_rows(model: PreTrainedModel, prompts: Sequence[Sequence[int]], setting
                 where=f"prompt {index + 1}",
                 fix="shorten the prompt, or lower max_new_tokens",
             )
-        randomness = row_randomness(seed, ids, model.device) if settings.temperature > 0 else None
+        repetition = num_met[tuple(ids)]
+        num_met[tuple(ids)] += 1
+        randomness = row_randomness(seed, ids, repetition, model.device) if settings.temperature > 0 else None
         rows.append(Row(index=index, ids=ids, prompt_length=len(ids), randomness=randomness))
     return rows
 
 
-def row_randomness(seed: int, ids: Sequence[int], device: torch.device) -> torch.Generator:
-    """Return a generator seeded by `seed` and the tokens of one prompt, and by nothing around them."""
-    digest = hashlib.sha256(f"{seed}:{','.join(map(str, ids))}".encode()).digest()
+def row_randomness(seed: int, ids: Sequence[int], repetition: int, device: torch.device) -> torch.Generator:
+    """Return a generator seeded by `seed`, the tokens of one prompt and which of its repetitions it is (from 0)."""
+    text = f"{seed}:{','.join(map(str, ids))}" + (f":{repetition}" if repetition else "")
+    digest = hashlib.sha256(text.encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
@@ -201,7 +211,7 @@ def decode(
     *,
     stop_token_ids: Collection[int],
     should_stop: Callable[[], bool],
-    keep_first_logits: bool = True,
+    keep_first_logits: bool = False,
 ) -> Iterator[tuple[Row, int]]:
     """Decode one batch, yielding each token that joins a reply; rows that end leave the batch."""
     if should_stop():
@@ -247,6 +257,7 @@ class Batch:
         self.parameters = inspect.signature(base_model(model).forward).parameters
         spread = max(settings.repetition_penalty, 1 / settings.repetition_penalty)
         self.tolerance = NEAR_TIE.get(model.dtype, NEAR_TIE[torch.bfloat16]) * spread
+        self.exact = settings.exact if settings.exact is not None else model.dtype not in SIXTEEN_BITS
 
     def forward(self) -> torch.Tensor:
         """Run the model on what is new and return the logits of each row's next token, fp32 [rows, vocab]."""
@@ -269,15 +280,21 @@ class Batch:
         return self.run(ids, torch.ones_like(ids), positions, use_cache=False)
 
     def choose(self, logits: torch.Tensor) -> list[int]:
-        """Choose each row's next token; a near tie is settled by the row alone."""
+        """Choose each row's next token; a near tie is settled by the row alone, if that is asked for."""
         noise = self.noise(logits)
         seen = self.seen(self.rows, logits)
         tokens, settled = pick(logits, seen, noise, self.settings, self.tolerance)
         chosen = tokens.tolist()
+        if not self.exact:
+            return chosen
+        made_again: dict[tuple[int, ...], torch.Tensor] = {}
         for place in (~settled).nonzero().flatten().tolist():
             row_noise = None if noise is None else noise[place : place + 1]
             row_seen = None if seen is None else seen[place : place + 1]
-            token, _ = pick(self.alone(self.rows[place]), row_seen, row_noise, self.settings, 0.0)
+            ids = tuple(self.rows[place].ids)
+            if ids not in made_again:
+                made_again[ids] = self.alone(self.rows[place])
+            token, _ = pick(made_again[ids], row_seen, row_noise, self.settings, 0.0)
             chosen[place] = int(token)
         return chosen
 

@@ -17,8 +17,11 @@ class Sampling:
     """How each next token is chosen; temperature 0 takes the likeliest (greedy).
 
     The order is that of transformers: `repetition_penalty` (over prompt and reply; Keskar et al. 2019, section 4.1),
-    temperature, `top_k` (0 = all), then `top_p` of what is left. `seed` None draws a fresh seed for each call;
-    with a seed, equal prompts get equal replies.
+    temperature, `top_k` (0 = all), then `top_p` of what is left. `seed` None draws a fresh seed for each call; with a
+    seed, equal calls get equal replies, and each of several equal prompts in one call gets a sample of its own.
+
+    `exact` makes a near tie again from the row alone, so that a reply does not depend on the rows beside it; None does
+    so in 32 and 64 bits, not in 16, where one choice in twelve is that near and each costs a whole pass.
     """
 
     max_new_tokens: int = 1024
@@ -27,6 +30,7 @@ class Sampling:
     top_k: int = 0
     repetition_penalty: float = 1.0
     seed: int | None = None
+    exact: bool | None = None
 
     def __post_init__(self) -> None:
         check_number("max_new_tokens", self.max_new_tokens, whole=True, least=1)
@@ -36,6 +40,8 @@ class Sampling:
         check_number("repetition_penalty", self.repetition_penalty, above=0.0)
         if self.seed is not None:
             check_number("seed", self.seed, whole=True, least=0)
+        if self.exact is not None and not isinstance(self.exact, bool):
+            raise UserError("exact must be true or false", got=self.exact, fix="change it, or leave it out")
         if self.temperature == 0.0:
             for name, neutral in (("top_p", 1.0), ("top_k", 0)):
                 if getattr(self, name) != neutral:

@@ -164,7 +164,6 @@ def replies(plan: Plan, loaded: "LoadedModel", chat_format: "ChatFormat") -> lis
         prompts,
         stop_token_ids=chat_format.stop_token_ids,
         settings=Sampling(max_new_tokens=plan.max_new_tokens),
-        keep_first_logits=False,
     )
     decode = loaded.tokenizer.decode
     return [str(decode(list(reply.token_ids), skip_special_tokens=True)).strip() for reply in found]

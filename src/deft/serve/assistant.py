@@ -141,7 +141,7 @@ class Assistant:
             except UserError as error:
                 where = f"context {index + 1}" + (f", {error.where}" if error.where else "")
                 raise UserError(error.what, got=error.got, where=where, fix=error.fix) from error
-        replies = self.generate(prompts, settings)
+        replies = self.generate(prompts, settings, keep_first_logits=True)
         scores = [reply.first_logits for reply in replies]
         vocab_size = self.model.get_input_embeddings().weight.shape[0]
         return [self.text_of(reply) for reply in replies], (
@@ -241,7 +241,12 @@ class Assistant:
         return encode([*identity, *fitting])
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], settings: Sampling, cancel: threading.Event | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        settings: Sampling,
+        cancel: threading.Event | None = None,
+        *,
+        keep_first_logits: bool = False,
     ) -> list[Reply]:
         """Answer encoded prompts, ending at the chat format's stop tokens or when `cancel` is set."""
         return generate(
@@ -250,6 +255,7 @@ class Assistant:
             stop_token_ids=self.chat_format.stop_token_ids,
             settings=settings,
             should_stop=None if cancel is None else cancel.is_set,
+            keep_first_logits=keep_first_logits,
         )
 
     def decode(self, ids: Sequence[int], *, is_whole: bool = True) -> str:
