@@ -1,11 +1,11 @@
 """Generation: token ids of prompts in, token ids of replies out, streamed or in batches.
 
-The reply to a row does not depend on the rows beside it where the settings are `exact`. Batching changes the last bits
-of the logits (other kernels, other orders of summation), which flips the choice where two tokens are nearly tied. So a
-choice whose margin is within the noise of the number format is made again from that row alone, run without padding or
-cache: what a batch, a stream and a single call then decide from is the same numbers. (Rows made again together would have such noise of
-their own, so only rows with the same tokens share a pass.) Randomness is seeded by row, from the seed, the prompt, and
-how many equal prompts stand before it in the call.
+The reply to a row does not depend on the rows beside it where the settings are `exact`. Batching changes the last
+bits of the logits (other kernels, other orders of summation), which flips the choice where two tokens are nearly
+tied. So a choice whose margin is within the noise of the number format is made again from that row alone, run without
+padding or cache: what a batch, a stream and a single call then decide from is the same numbers. (Rows made again
+together would have such noise of their own, so only rows with the same tokens share a pass.) Randomness is seeded by
+row, from the seed, the prompt, and how many equal prompts stand before it in the call.
 """
 
 import hashlib
