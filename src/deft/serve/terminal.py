@@ -22,6 +22,8 @@ from deft.serve.defaults import TEMPERATURE, TOP_P
 from deft.types import Message, content_id
 
 PROMPT = "> "
+SETTINGS = tuple(field.name for field in fields(Sampling) if field.name != "exact")
+"""What `/set` shows and changes; `exact` is about the rows beside one, and a chat has none."""
 HELP = """\
 /reset            begin a new conversation
 /identity         show the model's identity
@@ -157,7 +159,7 @@ class TerminalChat:
             self.assistant.prompt_budget(self.assistant.sampling(**sampling))
             self.sampling = sampling
         shown = self.assistant.sampling(**self.sampling)
-        values = {field.name: getattr(shown, field.name) for field in fields(Sampling)}
+        values = {name: getattr(shown, name) for name in SETTINGS}
         self.note("\n".join(f"{name} {'-' if value is None else value}" for name, value in values.items()))
 
     def save(self, name: str) -> None:
@@ -209,10 +211,7 @@ def changed(sampling: dict[str, Any], name: str, value: str) -> dict[str, Any]:
     Raises:
         UserError: if there is no such setting, or the value is no number.
     """
-    kinds = {
-        field.name: float if field.name in {"temperature", "top_p", "repetition_penalty"} else int
-        for field in fields(Sampling)
-    }
+    kinds = {name: float if name in {"temperature", "top_p", "repetition_penalty"} else int for name in SETTINGS}
     if name not in kinds:
         raise UserError("there is no such setting", got=name, fix=did_you_mean(name, kinds))
     rest = {each: given for each, given in sampling.items() if each != name}
