@@ -12,7 +12,7 @@ from rich.padding import Padding
 from deft.errors import UserError
 from deft.evaluate.loss import EvaluatedRow, read_rows_kept, row_losses_kept
 from deft.quickstart.existing import find_run, newest_unfinished
-from deft.quickstart.plan import CHINESE_MODEL, Plan, knows_language
+from deft.quickstart.plan import CHINESE_MODEL, TUNED, Plan, knows_language
 from deft.quickstart.rows import Rows
 from deft.quickstart.teller import Teller, row_bar
 from deft.quickstart.texts import PROMPTS
@@ -159,11 +159,12 @@ def replies(plan: Plan, loaded: "LoadedModel", chat_format: "ChatFormat") -> lis
     from deft.model.sampling import Sampling
 
     prompts = [chat_format.encode_prompt([Message(role="user", content=text)]) for text in PROMPTS[plan.lang]]
+    penalty = TUNED.get(plan.config.model, {}).get("repetition_penalty", 1.0)
     found = generate(
         loaded.model,
         prompts,
         stop_token_ids=chat_format.stop_token_ids,
-        settings=Sampling(max_new_tokens=plan.max_new_tokens),
+        settings=Sampling(max_new_tokens=plan.max_new_tokens, repetition_penalty=penalty),
     )
     decode = loaded.tokenizer.decode
     return [str(decode(list(reply.token_ids), skip_special_tokens=True)).strip() for reply in found]
