@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import faults
+from benchmarks.peers import faults, file_faults
 from benchmarks.peers.faults import FORMAT_ROWS, Circumstance, Special, table
 from benchmarks.peers.mutate import Mutant, mutant
 
@@ -150,7 +150,8 @@ def special(case: Special, tiny: Path, told: Told) -> str | None:
 def run_table(tiny: Path, told: Told, only: str | None) -> tuple[Counter[str], list[str]]:
     """Run all cases; return how many there were of each kind, and the failures."""
     runs: list[tuple[str, str, Callable[[], str | None]]] = []
-    for fault, (files, data, words) in (table.BROKEN_DATA | faults.MORE_BROKEN_DATA).items():
+    broken = table.BROKEN_DATA | faults.MORE_BROKEN_DATA | file_faults.BROKEN
+    for fault, (files, data, words) in broken.items():
         for reader, command in table.READERS.items():
             name = f"{fault}, {reader}"
             case = table.Case(name=name, command=command.format(data=data), words=words, files=files)
@@ -160,7 +161,8 @@ def run_table(tiny: Path, told: Told, only: str | None) -> tuple[Counter[str], l
     for case, circumstance in faults.MORE_CASES:
         run = lambda case=case, where=circumstance: refuse(case, tiny, told, where)  # noqa: E731
         runs.append(("no disk, no permission, more flags", case.name, run))
-    for case in faults.SPECIAL:
+    odd = [faults.accepted(*each) for each in file_faults.ODD]
+    for case in [*faults.SPECIAL, *odd]:
         runs.append((case.kind, case.name, lambda case=case: special(case, tiny, told)))
     counts: Counter[str] = Counter()
     failures = []
@@ -246,6 +248,22 @@ def check_mutant(mutated: Mutant, folder: Path, told: Told) -> str:
     return "row passed over"
 
 
+def check_damaged(content: bytes, folder: Path, told: Told) -> str:
+    """Convert a damaged file of any kind, whose name tells nothing; return how it went.
+
+    Raises:
+        AssertionError: if it ends otherwise than with rows, or with an error that names the file and a remedy, or late.
+    """
+    began_at = time.monotonic()
+    (folder / "坏").write_bytes(content)
+    code, stderr, _ = converted(folder, "坏", told)
+    assert time.monotonic() - began_at < table.TIME_LIMIT_S, "it took too long"
+    if code == 0:
+        return "read"
+    assert "坏" in table.only_the_error(stderr), stderr
+    return "refused"
+
+
 def fuzz(num_fuzzed: int, seed: int, told: Told) -> tuple[Counter[str], list[str]]:
     """Convert mutated rows; return how they went, by mutation, and the failures."""
     import pytest
@@ -253,6 +271,19 @@ def fuzz(num_fuzzed: int, seed: int, told: Told) -> tuple[Counter[str], list[str
     counts: Counter[str] = Counter()
     failures = []
     before = Path.cwd()
+    for number in range(num_fuzzed):
+        kind, content = file_faults.damaged(random.Random(f"{seed} file {number}"))
+        folder = Path(tempfile.mkdtemp(prefix="deft-fuzz-"))
+        os.chdir(folder)
+        try:
+            counts[f"{kind} damaged: {check_damaged(content, folder, told)}"] += 1
+        except (Exception, SystemExit, pytest.fail.Exception) as error:
+            counts[f"{kind} damaged: FAILED"] += 1
+            what = f"{type(error).__name__}: {str(error)[:500]}"
+            failures.append(f"fuzzed file {number} ({kind}): {what}")
+        finally:
+            os.chdir(before)
+            shutil.rmtree(folder)
     for number in range(num_fuzzed):
         made = mutant(random.Random(f"{seed} {number}"), FORMAT_ROWS)
         folder = Path(tempfile.mkdtemp(prefix="deft-fuzz-"))

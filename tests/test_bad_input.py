@@ -225,7 +225,7 @@ BROKEN_DATA: dict[str, tuple[dict[str, Content], str, tuple[str, ...]]] = {
     "gbk": ({"坏.jsonl": ROWS.encode("gbk")}, "坏.jsonl", ("坏.jsonl:1", "GB18030", "iconv -f GB18030 -t UTF-8")),
     "utf16": ({"坏.jsonl": ROWS.encode("utf-16")}, "坏.jsonl", ("坏.jsonl:1", "UTF-16", "iconv -f UTF-16 -t UTF-8")),
     "cut_in_a_character": ({"坏.jsonl": GOOD.encode()[:-6]}, "坏.jsonl", ("坏.jsonl:1", "cut short")),
-    "compressed": ({"坏.jsonl": b"\x1f\x8b\x08\x00\x00"}, "坏.jsonl", ("坏.jsonl", "compressed", "gunzip")),
+    "compressed": ({"坏.jsonl": b"\x1f\x8b\x08\x00\x00"}, "坏.jsonl", ("坏.jsonl", "damaged or cut short", "fetch it")),
     "lfs_pointer": ({"坏.jsonl": "version https://git-lfs.github.com/spec/v1\n"}, "坏.jsonl", ("LFS", "git lfs pull")),
     "broken_parquet": (
         {"坏.parquet": b"PAR1 no more PAR1"},
@@ -235,13 +235,20 @@ BROKEN_DATA: dict[str, tuple[dict[str, Content], str, tuple[str, ...]]] = {
     "empty_file": ({"坏.jsonl": ""}, "坏.jsonl", ("there is no row", "坏.jsonl")),
     "empty_array": ({"坏.json": "[]"}, "坏.json", ("there is no row", "坏.json")),
     "missing_file": ({}, "数据/训练.json", ("no such file or folder", "did you mean '训练.jsonl'?")),
-    "missing_folder": ({}, "数剧", ("no such file or folder", "数剧", "known: ", "数据")),
+    "missing_folder": ({}, "数剧", ("no such file or folder", "数剧", "folders there: ", "数据")),
     "empty_folder": ({"空": None}, "空", ("no data files", "空", ".jsonl")),
     "folder_without_data": ({"文/读我.txt": "字"}, "文", ("no data files", "文", ".jsonl")),
     "one_bad_file_of_a_folder": ({"夹/一.jsonl": GOOD, "夹/二.jsonl": "{"}, "夹", ("夹/二.jsonl:1", "not valid JSON")),
     "file_as_folder": ({}, f"{DATA}/训练", ("no such file or folder", f"{DATA}/训练")),
     "name_in_gbk": ({GBK_NAME: GOOD}, GBK_NAME, ("name of the file is not UTF-8", "\\udcd6\\udcd0.jsonl", "rename")),
     "folder_with_a_name_in_gbk": ({f"夹/{GBK_NAME}": GOOD}, "夹", ("name of the file is not UTF-8", "夹/", "rename")),
+    "ragged_csv": ({"坏.csv": "query,response\n问,答\n问,答,多\n"}, "坏.csv", ("坏.csv:3", "3 cells", "quotes")),
+    "csv_without_known_columns": ({"坏.csv": "问,答\n甲,乙\n"}, "坏.csv", ("坏.csv:2", "no known format", "问, 答")),
+    "several_splits": (
+        {"集/dataset_dict.json": "{}", "集/train/a.arrow": "", "集/test/a.arrow": ""},
+        "集",
+        ("several splits", "test, train", "集/train"),
+    ),
     "device_as_file": ({}, "/dev/null", ("not a regular file", "/dev/null")),
 }
 

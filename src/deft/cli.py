@@ -149,7 +149,14 @@ def convert(
     *inputs, output = paths
     if output.exists() and not overwrite:
         raise UserError("the file to write is there already", got=str(output), fix="name another, or --overwrite")
-    examples = read(inputs, skip_broken=skip_broken, ability=ability, ignore_fields=ignore_fields, fields=fields)
+    examples = read(
+        inputs,
+        skip_broken=skip_broken,
+        ability=ability,
+        ignore_fields=ignore_fields,
+        fields=fields,
+        written=output,
+    )
     write_examples(output, examples)
     say(console(), "[green]✓[/] {rows} rows → {output}", rows=len(examples), output=output)
 
@@ -476,12 +483,17 @@ def read(
     ability: str | None = None,
     ignore_fields: Sequence[str] = (),
     fields: Sequence[str] = (),
+    written: Path | None = None,
 ) -> Sequence["Example"]:
-    """Read examples; list on the terminal the rows that were skipped on request, and the fields that are not used."""
+    """Read examples; tell the files that were read and those that were not, the rows skipped and the fields unused."""
     from deft.data.read import read_examples
-    from deft.data.show import problems_table, unused_lines
+    from deft.data.show import files_told, problems_table, unused_lines
 
-    result = read_examples(paths, skip_broken=skip_broken, ability=ability, ignore_fields=ignore_fields, fields=fields)
+    result = read_examples(
+        paths, skip_broken=skip_broken, ability=ability, ignore_fields=ignore_fields, fields=fields, written=written
+    )
+    for line in files_told(result.sources, result.left_out):
+        say(console(), "{line}", line=line)
     if not result.examples:
         first = result.broken[0]
         raise UserError(

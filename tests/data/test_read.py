@@ -160,7 +160,7 @@ def test_wrong_row_in_an_array_is_passed_over(tmp_path: Path) -> None:
         ('[\n{"a": "甲"}\n{"a": 1}]', 3, "not valid JSON: a row of the array is not followed by ',' or ']'"),
         ('[\n{"a": "甲"},\n{"a": ', 3, "not valid JSON: Expecting value at column 7"),
         ('[\n{"a": "甲"}\n', 3, "not valid JSON: a row of the array is not followed by ',' or ']'"),
-        ('[{"a": "甲"}]\n\n[2]', 3, "not valid JSON: something follows the end of the array"),
+        ('[{"a": "甲"}]\n\n]', 3, "not valid JSON: something follows the end of the array"),
         ('[{"a": "甲"},\n]', 2, "not valid JSON: Expecting value at column 1"),
         ("[\n" + "[" * 100_000, 2, "the JSON is nested too deeply"),
         ("[\n" + "9" * 5000 + "]", 2, "a number has too many digits"),
@@ -210,10 +210,8 @@ def test_other_bytes_and_a_cut_file(tmp_path: Path) -> None:
     assert error_of(path).fix == "the file ends inside a character: it was cut short; fetch it again"
 
 
-def test_compressed_and_pointer_files(tmp_path: Path) -> None:
+def test_pointer_files(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    path.write_bytes(b"\x1f\x8b\x08")
-    assert (error_of(path).what, error_of(path).fix) == ("the file is compressed", f"unpack it first: gunzip {path}")
     path.write_text("version https://git-lfs.github.com/spec/v1\n")
     assert error_of(path).what == "the file is a Git LFS pointer, not the data"
 
@@ -222,7 +220,7 @@ def test_missing_file_suggests_a_name(write_lines: Write, tmp_path: Path) -> Non
     write_lines(ROWS, name="math_full.json")
     error = error_of(tmp_path / "math_ful.json")
     assert (error.what, error.got) == ("no such file or folder", str(tmp_path / "math_ful.json"))
-    assert error.fix == "did you mean 'math_full.json'? known: math_full.json"
+    assert error.fix == "did you mean 'math_full.json'?"
     assert error_of(tmp_path / "无" / "a.json").what == "no such file or folder"
     assert error_of(tmp_path / "math_full.json" / "a.json").what == "no such file or folder"
 
@@ -312,7 +310,7 @@ def test_a_link_that_leads_nowhere_is_told_and_not_passed_over(tmp_path: Path, t
     (tmp_path / "环.jsonl").symlink_to(tmp_path / target)
     with pytest.raises(UserError, match="leads nowhere") as caught:
         read_examples([tmp_path])
-    assert "环.jsonl" in str(caught.value) and "mend or delete the link" in str(caught.value)
+    assert "环.jsonl" in str(caught.value) and "repair or delete the link" in str(caught.value)
 
 
 def test_utf_32_is_told_as_what_it_is(tmp_path: Path) -> None:

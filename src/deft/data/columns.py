@@ -37,6 +37,11 @@ class FieldChoice:
     ignored: frozenset[str] = frozenset()
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+    @property
+    def list_columns(self) -> tuple[str, ...]:
+        """The columns that hold lists, which a table can only write as text."""
+        return (*self.columns.get("messages", ()), *self.columns.get("history", ()))
+
     @classmethod
     def parse(cls, ignore_fields: Iterable[str] = (), fields: Iterable[str] = ()) -> "FieldChoice":
         """Read `a,b` and `prompt=title+question,response=answer`, as the two flags have them.

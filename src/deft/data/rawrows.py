@@ -1,282 +1,155 @@
-"""A file goes in; its rows come out as JSON values, each with its line (in Parquet: its row), counted from 1.
+"""A file goes in; its rows come out as JSON values, each with its line (in tables: its row), counted from 1.
 
-Whether a file is Parquet, one JSON array or JSON Lines is decided from its content. A row that cannot be read comes
-out as the `UserError` that says why; what spoils the file as a whole is raised.
+What a file holds is found from its content; its name decides only where the content leaves it open. A row that cannot
+be read comes out as the `UserError` that says why; what spoils the file as a whole is raised.
 """
 
-import math
 import re
 import shlex
-from collections.abc import Iterator
-from datetime import date, time
-from decimal import Decimal
-from json.decoder import JSONDecodeError, JSONDecoder
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from deft.data.files import cannot_read
-from deft.errors import UserError
+from deft.data.arrow import arrow_rows, parquet_rows, saved_rows
+from deft.data.bounds import UNPACKERS, unpacked
+from deft.data.encodings import UTF8_MARK, wide_encoding, wrong_encoding
+from deft.data.files import LeftOut, cannot_read, kind_suffix
+from deft.data.jsonrows import json_rows
+from deft.data.sheets import is_workbook, sheet_rows
+from deft.data.tables import looks_like_table, table_rows
+from deft.errors import UserError, shorten
 
-UTF8_MARK = b"\xef\xbb\xbf"
+UNPACK = "the file is an archive"
 FOREIGN_STARTS = {
-    b"\x1f\x8b": ("the file is compressed", "unpack it first: gunzip {file}"),
-    b"\x28\xb5\x2f\xfd": ("the file is compressed", "unpack it first: unzstd {file}"),
-    b"PK\x03\x04": ("the file is compressed", "unpack it first: unzip {file}"),
     b"version https://git-lfs": ("the file is a Git LFS pointer, not the data", "fetch the data: git lfs pull"),
+    b"\xd0\xcf\x11\xe0": ("an old or protected Excel file", "save it without a password, as .xlsx or .csv"),
+    b"Rar!": (UNPACK, "unpack it first: unrar x {file}"),
+    b"7z\xbc\xaf": (UNPACK, "unpack it first: 7z x {file}"),
+    b"\x04\x22\x4d\x18": ("the file is compressed with LZ4", "unpack it first: lz4 -d {file}"),
+    b"%PDF": ("the file is a PDF", "give the rows as JSON Lines or CSV"),
+    b"SQLite format 3": ("the file is a database", "export the rows as CSV"),
+    b"\x89HDF": ("the file is HDF5", "export the rows as Parquet or CSV"),
+    b"\x93NUMPY": ("the file is an array of NumPy's", "give the rows as JSON Lines or CSV"),
 }
-WIDE_MARKS = {  # in this order: the first mark of UTF-32 begins with that of UTF-16
-    b"\xff\xfe\x00\x00": "UTF-32",
-    b"\x00\x00\xfe\xff": "UTF-32",
-    b"\xff\xfe": "UTF-16",
-    b"\xfe\xff": "UTF-16",
-}
-SPACE = re.compile(r"[ \t\r\n]*")
-PARQUET_BATCH_ROWS = 1024
-JSON_SHAPES = "a file is one JSON array of rows, or has one JSON row on each line"
+WEB_PAGE = re.compile(rb"\s*<(?:!doctype html|html|head)", re.IGNORECASE)
+TAR_MARK = slice(257, 262)
+HEAD_BYTES = 1 << 16
+JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+TABLE_SUFFIXES = (".csv", ".tsv")
 
-RawRow = tuple[int, Any]
+RawRow = tuple[int | str, Any]
 
 
-def raw_rows(path: Path) -> Iterator[RawRow]:
+@dataclass(kw_only=True, slots=True)
+class Notes:
+    """What is to be told of a file besides its rows: remarks on how it was read, and parts that were not."""
+
+    remarks: list[str] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    def remark(self, text: str) -> None:
+        """Note a remark, once."""
+        if text not in self.remarks:
+            self.remarks.append(text)
+
+    def leave(self, name: str, reason: str) -> None:
+        """Note a part that is not read."""
+        self.left_out.append(LeftOut(name=name, reason=reason))
+
+
+def raw_rows(path: Path, notes: Notes | None = None) -> Iterator[RawRow]:
     """Yield `(line, value)` of every row; `value` is a `UserError` where the row cannot be read.
 
+    `notes` is filled on the way.
+
     Raises:
-        UserError: if the file cannot be read as a whole: rights, encoding, a broken array, a broken Parquet file.
+        UserError: if the file cannot be read as a whole: permissions, encoding, a broken array, a broken Parquet file.
     """
+    notes = Notes() if notes is None else notes
     try:
+        if path.is_dir():
+            yield from saved_rows(path)
+            return
         with path.open("rb") as stream:
-            start = stream.read(32)
-            stream.seek(0)
-            for mark, (what, fix) in FOREIGN_STARTS.items():
-                if start.startswith(mark):
-                    raise UserError(what, where=str(path), fix=fix.format(file=shlex.quote(str(path))))
-            wide = next((name for mark, name in WIDE_MARKS.items() if start.startswith(mark)), None)
-            if wide or b"\0" in start[:4]:
-                raise wrong_encoding(path, 1, wide or "UTF-16")
-            yield from parquet_rows(path) if start.startswith(b"PAR1") else json_rows(path, stream)
+            start = stream.read(512)
+        refuse_foreign(path, start)
+        if start.startswith(b"PAR1"):
+            yield from parquet_rows(path)
+        elif start.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+            yield from arrow_rows(path)
+        elif start.startswith(b"PK\x03\x04") and is_workbook(path):
+            yield from sheet_rows(path, notes.leave)
+        elif start.startswith(b"PK\x03\x04"):
+            raise foreign(path, UNPACK, "unpack it first: unzip {file}")
+        else:
+            yield from text_rows(path, notes)
     except OSError as error:
         raise cannot_read(path, error) from error
 
 
-def json_rows(path: Path, stream: BinaryIO) -> Iterator[RawRow]:
-    """Yield the rows of an array, of one object written over many lines, or of JSON Lines."""
-    number, first = next(significant_lines(stream), (1, b""))
-    first = first.lstrip()
-    stream.seek(0)
-    if first.startswith(b"["):
-        yield from array_rows(path, decoded(path, 1, stream.read()))
-        return
-    if first.startswith(b"{") and not first.endswith(b"}"):
-        value = parsed(decoded(path, 1, stream.read()))
-        if not isinstance(value, UserError):
-            yield number, value
-            return
-        stream.seek(0)
-    yield from line_rows(path, stream)
-
-
-def significant_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yield the number and the content of the lines that are not empty, without a byte order mark."""
-    for number, line in enumerate(stream, start=1):
-        content = line.removeprefix(UTF8_MARK).rstrip()
-        if content:
-            yield number, content
-
-
-def line_rows(path: Path, stream: BinaryIO) -> Iterator[RawRow]:
-    """Yield the rows of JSON Lines; empty lines hold none."""
-    for number, line in significant_lines(stream):
-        yield number, parsed(decoded(path, number, line))
-
-
-def array_rows(path: Path, text: str) -> Iterator[RawRow]:
-    """Yield the rows of one JSON array, one at a time, each with the line on which it begins.
+def refuse_foreign(path: Path, start: bytes) -> None:
+    """Refuse a file that begins as one that holds no rows.
 
     Raises:
-        UserError: where the array is broken, because nothing says where the next row would begin.
+        UserError: naming what it is and what to do.
     """
-    decoder, lines = RowDecoder(), LineCounter(text)
-    position = skip_space(text, skip_space(text, 0) + 1)
-    closed = text.startswith("]", position)
-    while not closed:
-        line = lines.at(position)
-        try:
-            value, position = decoder.row_at(text, position)
-        except (ValueError, RecursionError) as error:
-            raise in_array(path, getattr(error, "lineno", line), json_fault(error)) from error
-        yield line, value
-        position = skip_space(text, position)
-        closed = text.startswith("]", position)
-        if not closed:
-            if not text.startswith(",", position):
-                fault = UserError("not valid JSON: a row of the array is not followed by ',' or ']'")
-                raise in_array(path, lines.at(position), fault)
-            position = skip_space(text, position + 1)
-    rest = skip_space(text, position + 1)
-    if rest < len(text):
-        fault = UserError("not valid JSON: something follows the end of the array", got=text[rest : rest + 40])
-        raise in_array(path, lines.at(rest), fault)
+    for mark, (what, fix) in FOREIGN_STARTS.items():
+        if start.startswith(mark):
+            raise foreign(path, what, fix)
+    if WEB_PAGE.match(start.removeprefix(UTF8_MARK)):
+        raise foreign(path, "the file is a web page, not the data", "fetch the raw file that the page shows")
+    if start[TAR_MARK] == b"ustar":
+        raise foreign(path, UNPACK, "unpack it first: tar xf {file}")
 
 
-class LineCounter:
-    """Tells the line, counted from 1, of positions in a text that only grow."""
-
-    def __init__(self, text: str) -> None:
-        self.text, self.line, self.position = text, 1, 0
-
-    def at(self, position: int) -> int:
-        """Return the line of a position that is no smaller than the last one asked for."""
-        self.line += self.text.count("\n", self.position, position)
-        self.position = position
-        return self.line
+def foreign(path: Path, what: str, fix: str) -> UserError:
+    """Return the error for a file that holds no rows."""
+    return UserError(what, where=str(path), fix=fix.format(file=shlex.quote(str(path))))
 
 
-def skip_space(text: str, position: int) -> int:
-    """Return the position of the next character that is not JSON white space."""
-    found = SPACE.match(text, position)
-    return found.end() if found else position
-
-
-def in_array(path: Path, line: int, error: UserError) -> UserError:
-    """Return the error for an array that breaks off, which cannot be passed over as one row can."""
-    fix = "mend the file there; --skip-broken cannot help, as nothing shows where the next row of the array begins"
-    return UserError(error.what, got=error.got, where=f"{path}:{line}", fix=fix)
-
-
-def parsed(text: str) -> Any:
-    """Return the value of one JSON text, or the `UserError` that says why it has none."""
-    decoder = RowDecoder()
-    try:
-        value = decoder.decode(text)
-    except (ValueError, RecursionError) as error:
-        return json_fault(error)
-    return decoder.fault or value
-
-
-class RowDecoder(JSONDecoder):
-    """Decodes JSON and notices an object that names a key twice, of which JSON would keep the last without a word."""
-
-    def __init__(self) -> None:
-        super().__init__(object_pairs_hook=self.object_of)
-        self.fault: UserError | None = None
-
-    def object_of(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        """Return the object that has these keys and values."""
-        found = dict(pairs)
-        if len(found) < len(pairs) and self.fault is None:
-            seen: set[str] = set()
-            key = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-            self.fault = UserError(
-                f"`{key}` stands twice in one object", got=[v for k, v in pairs if k == key], fix=ONE_KEY
-            )
-        return found
-
-    def row_at(self, text: str, position: int) -> tuple[Any, int]:
-        """Return the value that begins at a position, or the `UserError` that refuses it, and where it ends."""
-        self.fault = None
-        value, end = self.raw_decode(text, position)
-        return self.fault or value, end
-
-
-ONE_KEY = "take one of the two out: nothing says which is meant"
-
-
-def json_fault(error: ValueError | RecursionError) -> UserError:
-    """Say in a user's words why JSON could not be read."""
-    if isinstance(error, RecursionError):
-        return UserError("the JSON is nested too deeply", fix="a row is an object of texts, numbers and short lists")
-    if isinstance(error, JSONDecodeError):
-        near = error.doc[max(0, error.pos - 20) : error.pos + 20]
-        return UserError(
-            f"not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}", got=near, fix=JSON_SHAPES
-        )
-    return UserError("a number has too many digits", fix="put long numbers in quotes")
-
-
-def decoded(path: Path, line: int, data: bytes) -> str:
-    """Decode UTF-8 that begins at a line of a file, without the byte order mark that may begin the file.
+def text_rows(path: Path, notes: Notes) -> Iterator[RawRow]:
+    """Yield the rows of a file of text, compressed or not: JSON of any layout, or a table.
 
     Raises:
-        UserError: naming the line and the command that converts the file.
+        UserError: if it is neither.
     """
-    try:
-        return data.removeprefix(UTF8_MARK).decode("utf-8") if line == 1 else data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line += data.count(b"\n", 0, error.start)
-        if error.reason == "unexpected end of data" and not data.endswith(b"\n"):
-            fix = "the file ends inside a character: it was cut short; fetch it again"
-            raise UserError("not valid UTF-8", where=f"{path}:{line}", fix=fix) from error
-        begin = data.rfind(b"\n", 0, error.start) + 1
-        end = data.find(b"\n", error.start)
-        raise wrong_encoding(path, line, guess_encoding(data[begin : None if end < 0 else end])) from error
+
+    def opened() -> Any:
+        return unpacked(path)
+
+    with opened() as stream:
+        head = stream.read(HEAD_BYTES)
+    refuse_packed(path, head)
+    read = reader_of(path, head)
+    yield from read(path, opened, notes.remark)
 
 
-def guess_encoding(line: bytes) -> str | None:
-    """Guess the encoding of a line that is not UTF-8: GB18030, which GBK and GB2312 are parts of, or None."""
-    try:
-        line.decode("gb18030")
-    except UnicodeDecodeError:
-        return None
-    return "GB18030"
+def refuse_packed(path: Path, head: bytes) -> None:
+    """Refuse what only plain files may hold, where it was found inside a compressed one."""
+    refuse_foreign(path, head[:512])
+    if head.startswith((b"PAR1", b"PK\x03\x04", b"ARROW1", *UNPACKERS)):
+        raise foreign(path, "the file is compressed twice", "unpack it once, and give what comes out")
 
 
-def wrong_encoding(path: Path, line: int, encoding: str | None) -> UserError:
-    """Return the error for a file that is not UTF-8."""
-    what = f"not valid UTF-8; it looks like {encoding}" if encoding else "not valid UTF-8"
-    name, target = shlex.quote(str(path)), shlex.quote(f"{path.with_suffix('')}.utf8{path.suffix}")
-    fix = f"convert it: iconv -f {encoding or 'ENCODING'} -t UTF-8 {name} > {target}"
-    return UserError(what, where=f"{path}:{line}", fix=fix)
-
-
-def parquet_rows(path: Path) -> Iterator[RawRow]:
-    """Yield the rows of a Parquet file, columns that are null or NaN left out, which is how tables write absent.
+def reader_of(path: Path, head: bytes) -> Callable[..., Iterator[RawRow]]:
+    """Return what reads a text that begins so: as JSON, or as a table.
 
     Raises:
-        UserError: if the file is broken.
+        UserError: if it is neither, or is JSON in an encoding that JSON may not have.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield number, table_row(record)
-    except (pa.ArrowException, ValueError) as error:
-        where = f"{path}:{number + 1}"
-        raise UserError("cannot read the Parquet file", got=str(error), where=where, fix="write it again") from error
-
-
-def table_row(record: dict[str, Any]) -> Any:
-    """Return a table's row with JSON values, or the `UserError` that names the column that has none."""
-    row = {}
-    for column, value in record.items():
-        if value is None or (isinstance(value, float) and math.isnan(value)):
-            continue
-        try:
-            row[column] = json_value(value)
-        except TypeError:
-            what = f"column `{column}` holds {type(value).__name__}, which JSON cannot"
-            return UserError(what, fix="leave the column out of the file, or make it text")
-    return row
-
-
-def json_value(value: Any) -> Any:
-    """Return a value of a table as JSON has it: dates, times and decimals become text.
-
-    Raises:
-        TypeError: for anything else that JSON lacks, such as bytes.
-    """
-    if value is None or isinstance(value, str | int | float):
-        return value
-    if isinstance(value, date | time):
-        return value.isoformat()
-    if isinstance(value, Decimal):
-        return str(value)
-    if isinstance(value, dict):
-        return {str(key): json_value(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_value(inner) for inner in value]
-    raise TypeError(type(value).__name__)
+    wide = wide_encoding(head[:4])
+    text = head.decode(wide or "utf-8", "replace").lstrip("\ufeff \t\r\n")
+    suffix = kind_suffix(path.name)
+    if text.startswith(("{", "[")) or not text:
+        if wide:
+            raise wrong_encoding(path, 1, wide)
+        return json_rows
+    if suffix in TABLE_SUFFIXES or looks_like_table(text):
+        return table_rows
+    if wide:
+        raise wrong_encoding(path, 1, wide)
+    if suffix in JSON_SUFFIXES:
+        return json_rows
+    fix = "deft reads JSON, JSON Lines, CSV, TSV, XLSX, Parquet and Arrow, and text also compressed"
+    raise UserError("cannot tell what the file holds", got=shorten(text.split("\n")[0], 60), where=str(path), fix=fix)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deft.data.cells import with_lists
 from deft.data.columns import FieldChoice
 from deft.data.fields import UnusedField, UnusedFields, check_meanings, check_unused, unused_of
-from deft.data.files import find_files
+from deft.data.files import LeftOut, look_for_files
 from deft.data.formats import find_format
-from deft.data.rawrows import raw_rows
+from deft.data.rawrows import Notes, raw_rows
 from deft.errors import UserError, shorten
 from deft.types import Example
 
@@ -26,16 +27,32 @@ class BrokenRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FileRead:
+    """A file that was read: how many rows it has, broken ones among them, and remarks on how it was read."""
+
+    path: Path
+    num_rows: int
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ReadResult:
     """What was read, in the order of the files and of the rows in them; `broken` is what was passed over.
 
-    `unused` counts the fields that no format uses and that are not known to be harmless; they are kept in `meta`.
+    `sources` are the files, `left_out` what stands beside them and was not read. `unused` counts the fields that no
+    format uses and that are not known to be harmless; they are kept in `meta`.
     """
 
     examples: tuple[Example, ...]
     broken: tuple[BrokenRow, ...]
-    files: tuple[Path, ...]
+    sources: tuple[FileRead, ...]
+    left_out: tuple[LeftOut, ...] = ()
     unused: tuple[UnusedField, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that were read."""
+        return tuple(source.path for source in self.sources)
 
 
 def read_examples(
@@ -45,11 +62,13 @@ def read_examples(
     ability: str | None = None,
     ignore_fields: Iterable[str] = (),
     fields: Iterable[str] = (),
+    written: Path | None = None,
 ) -> ReadResult:
     """Read every row of files and folders; `ability` is given to rows that name none.
 
     `ignore_fields` count as absent, in rows and in messages; `fields` says which column is what, as
-    `["prompt=question", "response=answer"]`. `Example.source` is `file:line`, in Parquet `file:row`, counted from 1.
+    `["prompt=question", "response=answer"]`. A file that the caller is going to write (`written`) is never read.
+    `Example.source` is `file:line`, in tables `file:row`, counted from 1.
 
     Raises:
         UserError: if a file cannot be read, if there is no row at all, if most rows of a format hold text in a field
@@ -57,32 +76,42 @@ def read_examples(
             over and listed in the result.
     """
     choice = FieldChoice.parse(ignore_fields, fields)
-    files = find_files(paths)
+    found = look_for_files(paths, written=written)
     examples: list[Example] = []
     broken: list[BrokenRow] = []
+    sources: list[FileRead] = []
     unused = UnusedFields()
-    for path in files:
-        made, refused = read_file(path, choice=choice, ability=ability, unused=unused)
+    for path in found.files:
+        notes = Notes()
+        made, refused = read_file(path, choice=choice, ability=ability, unused=unused, notes=notes)
         if refused and not skip_broken:
             raise first_broken(refused, num_rows=len(made) + len(refused))
         examples += made
         broken += refused
+        found.left_out += notes.left_out
+        sources.append(FileRead(path=path, num_rows=len(made) + len(refused), remarks=tuple(notes.remarks)))
     if not examples and not broken:
-        raise UserError("there is no row in the data", got=", ".join(map(str, files)), fix="give files with rows")
+        raise UserError("there is no row in the data", got=", ".join(map(str, found.files)), fix="give files with rows")
     check_unused(unused.result())
-    return ReadResult(examples=tuple(examples), broken=tuple(broken), files=files, unused=unused.result())
+    return ReadResult(
+        examples=tuple(examples),
+        broken=tuple(broken),
+        sources=tuple(sources),
+        left_out=tuple(found.left_out),
+        unused=unused.result(),
+    )
 
 
 def read_file(
-    path: Path, *, choice: FieldChoice, ability: str | None, unused: UnusedFields
+    path: Path, *, choice: FieldChoice, ability: str | None, unused: UnusedFields, notes: Notes
 ) -> tuple[list[Example], list[BrokenRow]]:
-    """Read one file; return its examples and its broken rows, and count the fields that are not used.
+    """Read one file; return its examples and its broken rows, count the fields that are not used, and fill `notes`.
 
     Raises:
         UserError: if the file cannot be read as a whole.
     """
     examples, broken = [], []
-    for number, value in raw_rows(path):
+    for number, value in raw_rows(path, notes):
         source = f"{path}:{number}"
         try:
             if isinstance(value, UserError):
@@ -109,6 +138,7 @@ def make_example(
     """
     rest: dict[str, Any] = {}
     if isinstance(row, dict):
+        row = with_lists(row, named=() if choice is None else choice.list_columns)
         check_values(row)
         if choice is not None:
             row, rest = choice.apply(row)

@@ -3,6 +3,7 @@
 Text of the data is never read as markup, and its control characters are shown, not sent to the terminal.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -13,8 +14,12 @@ from rich.text import Text
 
 from deft.data.audit import NO_ABILITY, AbilityAudit, Audit, reasons
 from deft.data.fields import UnusedField
-from deft.data.read import BrokenRow
+from deft.data.files import LeftOut
+from deft.data.read import BrokenRow, FileRead
 from deft.errors import visible
+
+NUM_FILES_SHOWN = 6
+NUM_NAMES_SHOWN = 5
 
 Column = tuple[str, Callable[[AbilityAudit], str]]
 
@@ -97,3 +102,26 @@ def problems_table(broken: Sequence[BrokenRow]) -> Table:
     for row in broken:
         table.add_row(*(Text(visible(cell)) for cell in (row.source, row.reason, row.got or "")))
     return table
+
+
+def files_told(sources: Sequence[FileRead], left_out: Sequence[LeftOut]) -> list[str]:
+    """Return the lines that name the files read, with their rows, and those not read, with the reason.
+
+    Of many files the number is told, and only those are named that there is something to say of.
+    """
+    lines = []
+    if len(sources) > NUM_FILES_SHOWN:
+        lines.append(f"read {len(sources):,} files, {sum(one.num_rows for one in sources):,} rows")
+        sources = [one for one in sources if one.remarks or not one.num_rows]
+    for one in sources[:NUM_FILES_SHOWN]:
+        remarks = f" ({'; '.join(one.remarks)})" if one.remarks else ""
+        lines.append(f"read {one.path}: {one.num_rows:,} row{'s' * (one.num_rows != 1)}{remarks}")
+    if len(sources) > NUM_FILES_SHOWN:
+        lines.append(f"… and {len(sources) - NUM_FILES_SHOWN:,} more such files")
+    names_of: dict[str, list[str]] = defaultdict(list)
+    for left in left_out:
+        names_of[left.reason].append(left.name)
+    for reason, names in names_of.items():
+        more = f" and {len(names) - NUM_NAMES_SHOWN:,} more" if len(names) > NUM_NAMES_SHOWN else ""
+        lines.append(f"not read: {', '.join(names[:NUM_NAMES_SHOWN])}{more} ({reason})")
+    return lines
