@@ -629,7 +629,7 @@ def discard_output() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
-    sys.exit(run_or_explain(lambda: app(tokens, exit_on_error=False, result_action="return_value")))
+    sys.exit(run_or_explain(lambda: app(tokens, console=console(), exit_on_error=False, result_action="return_value")))
 
 
 __all__ = ["app", "main", "run_or_explain", "train_files"]
