@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src/deft"
-FOUNDATION = {"types", "errors", "registry", "rundir", "manifest", "screen", "drawing"}
+FOUNDATION = {"types", "errors", "registry", "rundir", "locks", "manifest", "screen", "drawing"}
 """What every package may import."""
 
 ALLOWED = {
@@ -18,6 +18,7 @@ ALLOWED = {
     "rundir": {"errors"},
     "screen": {"errors"},
     "drawing": {"errors", "rundir"},
+    "locks": {"errors", "rundir"},
     "manifest": {"errors", "rundir"},
     "recipe": {"errors"},
     "data": FOUNDATION,
@@ -29,7 +30,19 @@ ALLOWED = {
 }
 """What each part of deft may import of deft; parts that are not named here (the command line) may import everything."""
 
-NO_TORCH = ["data", "prompt", "types", "errors", "registry", "rundir", "manifest", "recipe", "screen", "drawing"]
+NO_TORCH = [
+    "data",
+    "prompt",
+    "types",
+    "errors",
+    "registry",
+    "rundir",
+    "locks",
+    "manifest",
+    "recipe",
+    "screen",
+    "drawing",
+]
 
 
 def imports_of(file: Path) -> set[str]:

@@ -157,7 +157,7 @@ def test_a_disk_that_knows_no_locks_is_trained_on_all_the_same(
     def refuse(*_: Any, **__: Any) -> None:
         raise fault
 
-    monkeypatch.setattr("deft.train.lock.FileLock.acquire", refuse)
+    monkeypatch.setattr("deft.locks.FileLock.acquire", refuse)
     with run_held(place / THIRD):
         assert not is_running(place / THIRD)
 

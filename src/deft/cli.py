@@ -23,6 +23,7 @@ from deft.serve.defaults import TEMPERATURE
 from deft.train.config import TrainConfig
 
 INTERRUPTED = 130
+NO_HUB = "--no-hub"
 """The exit code after Ctrl-C, as shells have it (128 + SIGINT)."""
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def fill_from_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCol
 
 app = App(
     name="deft",
-    help="Find how little data each ability needs, train on exactly that, and prove it.",
+    help="Find how little data each ability needs, train on exactly that, and prove it.\n\n"
+    "With any command, --no-hub keeps deft from asking a model hub for anything.",
     version=__version__,
     config=fill_from_recipe,
     default_parameter=Parameter(negative="", consume_multiple=True),
@@ -626,9 +628,17 @@ def discard_output() -> None:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
+def without_hub(tokens: Sequence[str]) -> list[str]:
+    """Return a command line without `--no-hub`; where it was there, no hub is asked in this process."""
+    if NO_HUB not in tokens:
+        return list(tokens)
+    os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, which nothing has done yet
+    return [token for token in tokens if token != NO_HUB]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
-    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    tokens = without_hub(sys.argv[1:] if arguments is None else arguments)
     sys.exit(run_or_explain(lambda: app(tokens, console=console(), exit_on_error=False, result_action="return_value")))
 
 

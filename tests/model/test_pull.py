@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from deft.errors import UserError
+from deft.locks import lock_of
 from deft.model import embedded
 from deft.model.embedded import MODEL_FILES, WHEELS, convert, find_damage
 from deft.model.known import KNOWN_MODELS, KnownModel
@@ -351,9 +352,9 @@ def test_the_lock_is_that_of_the_folder_however_it_is_written(
     (tmp_path / "链接").symlink_to(tmp_path / "models")
     monkeypatch.chdir(tmp_path)
     names = ("models", "链接", "./models/../models", str(tmp_path / "models"))
-    assert len({embedded.lock_file(Path(name) / "smollm2-135m") for name in names}) == 1
-    assert embedded.lock_file(Path("models/smollm2-135m")).parent == locks
-    assert embedded.lock_file(Path("models/smollm2-135m")) != embedded.lock_file(Path("其他/smollm2-135m"))
+    assert len({lock_of(Path(name) / "smollm2-135m") for name in names}) == 1
+    assert lock_of(Path("models/smollm2-135m")).parent == locks
+    assert lock_of(Path("models/smollm2-135m")) != lock_of(Path("其他/smollm2-135m"))
 
 
 def test_a_lock_that_cannot_be_made_is_told(fake: Fake, locks: Path) -> None:

@@ -11,22 +11,22 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from deft.errors import UserError
+from deft.locks import place_held
 from deft.model.known import NETWORK_TIMEOUT_S, SOURCE_FILE, KnownModel
 from deft.model.terms import NOTICE_FILE, check_accepted, write_notice
 from deft.rundir import (
     cannot_write,
     check_writable,
     file_sha256,
-    fingerprint,
     remove,
     sync,
     versions,
@@ -100,7 +100,8 @@ def pull_embedded(
         return folder
     check_writable(models_dir)
     check_accepted(model, models_dir, accept=accept_license, tell=tell)
-    with alone(lock_file(folder), tell), unmade_on_failure(models_dir):
+    waiting = partial(tell, "another pull is under way: waiting for it")
+    with place_held(folder, when_taken=waiting), unmade_on_failure(models_dir):
         damage = find_damage(folder, model, verify=verify)
         if damage is None:
             tell(f"{model.alias} is in {folder}: another pull brought it")
@@ -212,41 +213,6 @@ def refuse_foreign(folder: Path) -> None:
             got=", ".join(foreign),
             fix="move or delete that folder, then pull again",
         )
-
-
-def lock_file(folder: Path) -> Path:
-    """Return the file that whoever builds `folder` locks, the same however the path is written.
-
-    It lies in the temporary folder and is never deleted: were it deleted while a pull waits for it, that pull and the
-    next would lock two different files and build at once. A models folder on a network disk is guarded against the
-    pulls of this computer only.
-    """
-    target = folder.parent.resolve() / folder.name
-    return Path(tempfile.gettempdir()) / f"deft-pull-{fingerprint([str(target)])}.lock"
-
-
-@contextmanager
-def alone(lock: Path, tell: Tell) -> Iterator[None]:
-    """Hold a file lock, waiting for another pull to end; the system frees it if the process dies.
-
-    Raises:
-        UserError: if the lock file cannot be made or opened.
-    """
-    from filelock import FileLock, Timeout
-
-    held = FileLock(lock, mode=0o666)  # other users may pull into the same folder
-    try:
-        try:
-            held.acquire(timeout=0)
-        except Timeout:
-            tell("another pull is under way: waiting for it")
-            held.acquire()
-    except OSError as error:
-        raise cannot_write(lock, error) from error
-    try:
-        yield
-    finally:
-        held.release()
 
 
 @contextmanager

@@ -35,11 +35,12 @@ from deft.model.merge import (
     save_tokenizer,
     texts_to_check,
     write_model,
+    written_alone,
 )
 from deft.model.provenance import Provenance, provenance_of, public_name
 from deft.model.terms import pass_on_notice
 from deft.prompt.store import load_chat_format
-from deft.rundir import read_object, write_json, write_text, written_whole
+from deft.rundir import read_object, write_json, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -106,7 +107,7 @@ def export(
     if push is not None:
         check_push(push, origin, public=public)
     check_sources(folder, verify=verify)
-    with written_whole(out) as temporary:
+    with written_alone(out, overwrite=overwrite, sources=(folder,)) as temporary:
         if keep_adapter:
             notes = write_adapter(folder, temporary, dtype=dtype)
         else:

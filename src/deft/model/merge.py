@@ -8,12 +8,14 @@ embeddings that are wrong after saving (peft#1035, transformers#45127), a scale 
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deft.errors import UserError, did_you_mean
+from deft.locks import place_held
 from deft.manifest import check_manifest, write_manifest
 from deft.model.checkpoint_files import ADAPTER_CONFIG, first_line, incomplete
 from deft.model.known import SOURCE_FILE
@@ -98,7 +100,7 @@ def merge(
     ready = merged(folder)
     for note in ready.notes:
         tell(note)
-    with written_whole(out) as temporary:
+    with written_alone(out, overwrite=overwrite, sources=(folder,)) as temporary:
         difference = write_model(ready, temporary, dtype=dtype)
         write_json(temporary / SOURCE_FILE, asdict(provenance_of(folder)))
         write_manifest(temporary)
@@ -113,6 +115,19 @@ def check_dtype(dtype: str) -> None:
     """Check the name of a type to write weights in."""
     if dtype not in TOLERANCES:
         raise UserError("weights cannot be written in that type", got=dtype, fix=did_you_mean(dtype, TOLERANCES))
+
+
+@contextmanager
+def written_alone(out: Path, *, overwrite: bool, sources: Sequence[Path]) -> Iterator[Path]:
+    """Give a temporary folder that becomes `out` at the end, as `written_whole` does, to one process at a time.
+
+    Raises:
+        UserError: if another process is writing `out`, or has just written it.
+    """
+    with place_held(out):
+        check_target(out, overwrite=overwrite, sources=sources)
+        with written_whole(out) as temporary:
+            yield temporary
 
 
 def check_target(out: Path, *, overwrite: bool, sources: Sequence[Path]) -> None:

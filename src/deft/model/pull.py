@@ -15,6 +15,8 @@ HUB_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "LICENSE*")
 HUB_LEFT_OUT = ("*/*", "consolidated*")
 """Other formats of the same weights lie in subfolders (`onnx/`, `original/`)."""
 
+NO_ANSWER = ("cannot reach the hub", "the hub is switched off")
+
 
 def pull(
     alias: str,
@@ -86,17 +88,26 @@ def pull_hub(hub_id: str, *, weights: bool = True, tell: Tell = lambda line: Non
         )
     except Exception as error:  # the hub's own errors and those of whichever http library it uses
         fault = explain_hub_error(hub_id, error)
-        cached = find_in_cache(hub_id, weights=weights) if fault.what.startswith("cannot reach") else None
+        cached = find_in_cache(hub_id, weights=weights) if fault.what.startswith(NO_ANSWER) else None
         if cached is None:
             raise fault from error
-        tell(f"the hub cannot be reached; {hub_id} is in the cache: {cached}")
+        tell(f"the hub gave no answer; {hub_id} is in the cache: {cached}")
         return cached
 
 
 def explain_hub_error(hub_id: str, error: Exception) -> UserError:
     """Return the error a user sees when the hub gave none of what was asked."""
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
 
+    by_hand = "download it elsewhere and give the folder's path"
+    if isinstance(error, OfflineModeIsEnabled):
+        fix = f"leave --no-hub out, unset HF_HUB_OFFLINE, or {by_hand}"
+        return UserError("the hub is switched off", got=hub_id, fix=fix)
     if isinstance(error, GatedRepoError):
         fix = f"accept its terms at https://huggingface.co/{hub_id}, then: hf auth login"
         return UserError("this model's licence must be accepted first", got=hub_id, fix=fix)
@@ -108,6 +119,5 @@ def explain_hub_error(hub_id: str, error: Exception) -> UserError:
     return UserError(
         f"cannot reach the hub for {hub_id}",
         got=f"{type(error).__name__}: {error}".splitlines()[0],
-        fix="download it elsewhere and give the folder's path, set HF_ENDPOINT to a mirror, "
-        "or set HF_HOME to a folder whose cache has it",
+        fix=f"{by_hand}, set HF_ENDPOINT to a mirror, or set HF_HOME to a folder whose cache has it",
     )

@@ -12,9 +12,10 @@ from rich.padding import Padding
 
 from deft.errors import UserError
 from deft.evaluate.interval import paired_changes
+from deft.locks import place_held
 from deft.quickstart.existing import find_finished
 from deft.quickstart.outcome import collect_results, finish, show_finished, show_replies
-from deft.quickstart.plan import DEFAULT_MODEL, TUNED, Plan, repeating_flags, with_key
+from deft.quickstart.plan import DEFAULT_MODEL, PART_FOLDER, TUNED, Plan, repeating_flags, with_key
 from deft.quickstart.rows import example_folder, read_rows
 from deft.quickstart.stages import (
     bring_model,
@@ -112,12 +113,13 @@ def take_up(plan: Plan, tell: Teller, *, again: bool) -> Path:
         if (folder := find_finished(keyed)) is not None:
             show_finished(folder, keyed, tell)
             return folder
-    return run(plan, tell, again=again)
+    check_writable(plan.runs)
+    with place_held(plan.runs / PART_FOLDER):
+        return run(plan, tell, again=again)
 
 
 def run(plan: Plan, tell: Teller, *, again: bool) -> Path:
     """Go through all stages; what exists of them is taken up."""
-    check_writable(plan.runs)
     say(tell.console, "{welcome}", welcome=tell.text("welcome"), style="bold", fold=True)
     warn_of_language(plan, tell)
     with tell.stage("model"):

@@ -1,9 +1,5 @@
-"""One process at a time writes into the folder of a run: a lock, held as long as it trains.
+"""One process at a time writes into the folder of a run: a lock, held as long as it trains."""
 
-The system frees it when the process ends, however it ends, so a lock is never stale.
-"""
-
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,36 +7,28 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from deft.errors import UserError
-from deft.rundir import cannot_write
+from deft.locks import held
 
 LOCK_FILE = ".lock"
-WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What a system says of a disk that knows no locks."""
 
 
 @contextmanager
 def run_held(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run; a network disk that knows no locks is written to without one.
+    """Hold the lock of a run.
 
     Raises:
         UserError: if another process holds it, or it cannot be made.
     """
-    lock = FileLock(folder / LOCK_FILE, blocking=False)
-    try:
-        lock.acquire()
-    except Timeout as error:
+
+    def refuse() -> None:
         fix = "wait for it, or stop it (Ctrl-C in its terminal); without --resume-training a new run begins"
-        raise UserError("this run is still going", where=str(folder), fix=fix) from error
-    except NotImplementedError:  # what filelock makes of ENOSYS
-        pass
-    except OSError as error:
-        if error.errno not in WITHOUT_LOCKS:
-            raise cannot_write(folder, error) from error
-    try:
-        yield
-    finally:
-        (folder / LOCK_FILE).unlink(missing_ok=True)
-        lock.release()
+        raise UserError("this run is still going", where=str(folder), fix=fix)
+
+    with held(folder / LOCK_FILE, when_taken=refuse):
+        try:
+            yield
+        finally:
+            (folder / LOCK_FILE).unlink(missing_ok=True)
 
 
 def is_running(folder: Path) -> bool:

@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 
 from deft.errors import UserError
 from deft.manifest import check_manifest
+from deft.model.known import format_parameters
 from deft.model.likelihood import takes_packs
 from deft.model.load import LoadedModel, find_folder, load_tokenizer, quiet_transformers
 from deft.model.size import num_parameters, num_positions
@@ -208,9 +209,9 @@ def settled(config: TrainConfig, model: Path, console: Console) -> TrainConfig:
     if config.learning_rate is None:
         size = num_parameters(model)
         chosen = with_rates(config, size)
-        what = "learning rate {first:g} to {last:g}, the default for {method} training of {size:,.2f} billion weights"
+        what = "learning rate {first:g} to {last:g}, the default for {method} training of {size} parameters"
         first, last = chosen.learning_rate, chosen.end_learning_rate
-        say(console, what, method=config.method, size=size / 1e9, first=first, last=last)
+        say(console, what, method=config.method, size=format_parameters(size), first=first, last=last)
     else:
         chosen = with_rates(config, 0)
     return within_positions(chosen, model, console)
