@@ -1,5 +1,7 @@
 """The likelihood of supervised tokens: packed rows against each row alone, and the chunked head against PyTorch's."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -161,3 +163,20 @@ def test_attention_implementation_is_restored() -> None:
     with rows_apart(model):
         assert model.config._attn_implementation != before
     assert model.config._attn_implementation == before
+
+
+def test_no_gradient_is_made_where_none_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama", seed=1).eval()
+    wanted: list[tuple[bool, ...]] = []
+    plain = ChunkedCrossEntropy.forward
+
+    def seen(ctx: Any, *inputs: torch.Tensor) -> Any:
+        wanted.append(ctx.needs_input_grad)
+        return plain(ctx, *inputs)
+
+    monkeypatch.setattr(ChunkedCrossEntropy, "forward", staticmethod(seen))
+    with torch.no_grad():
+        measured = supervised_nll(model, PackedRows.lay(rows()))
+    trained = supervised_nll(model, PackedRows.lay(rows()))
+    assert wanted == [(False, False, False), (True, True, False)]
+    assert torch.equal(measured.per_token, trained.per_token)

@@ -102,7 +102,10 @@ def supervised_nll(model: PreTrainedModel, packed: PackedRows) -> SupervisedNLL:
     hidden = decoder(**inputs).last_hidden_state[0, predicting]
 
     def losses(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return ChunkedCrossEntropy.apply(hidden, head_weight(head), targets)
+        weight = head_weight(head)
+        if not torch.is_grad_enabled():  # a Function is told what wants a gradient, not whether any is asked for
+            weight = weight.detach()
+        return ChunkedCrossEntropy.apply(hidden, weight, targets)
 
     # Through the head's own call, because hooks on it bring its weight together where it is sharded (ZeRO-3, FSDP2).
     with forward_replaced(head, losses):
