@@ -488,6 +488,7 @@ def read(
     written: Path | None = None,
 ) -> Sequence["Example"]:
     """Read examples; tell the files that were read and those that were not, the rows skipped and the fields unused."""
+    from deft.data.columns import ability_column
     from deft.data.read import read_examples
     from deft.data.show import files_told, problems_table, unused_lines
 
@@ -508,6 +509,9 @@ def read(
         console().print(problems_table(result.broken))
     for line in unused_lines(result.unused):
         say(console(), "[yellow]note:[/] {line}", line=line, fold=True)
+    if ability is None and (found := ability_column(result.examples)):
+        what = "[yellow]note:[/] no row names its ability; --fields ability={column} takes it from there ({num} values)"
+        say(console(), what, column=found[0], num=found[1], fold=True)
     return result.examples
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deft.data.columns import FieldChoice
+from deft.data.columns import FieldChoice, ability_column
 from deft.data.fields import holds_text, is_harmless, unused_of
 from deft.data.read import make_example, read_examples
 from deft.data.write import write_examples
@@ -224,3 +224,27 @@ def test_meta_of_any_name_comes_back(tmp_path: Path, suffix: str) -> None:
     write_examples(tmp_path / f"出{suffix}", [written])
     [read] = read_examples(tmp_path / f"出{suffix}").examples
     assert (read.messages, dict(read.meta)) == (written.messages, meta)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "expected"),
+    [
+        ("category", ["数学", "写作"], ("category", 2)),
+        ("类别", ["数学", "写作"], ("类别", 2)),
+        ("category", ["数学"], None),
+        ("category", ["数学", ""], None),
+        ("category", [f"第{n}类" for n in range(51)], None),
+        ("标签", ["数学", "写作"], None),
+    ],
+)
+def test_a_column_that_may_name_abilities_is_pointed_out(
+    tmp_path: Path, column: str, values: list[str], expected: tuple[str, int] | None
+) -> None:
+    rows = [{"question": f"第{n}问", "answer": "好。", column: value} for n, value in enumerate(values)]
+    file = tmp_path / "行.jsonl"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert ability_column(read_examples([file], ignore_fields=["标签"]).examples) == expected
+    if expected:
+        named = read_examples([file], fields=[f"ability={column}"]).examples
+        assert [example.ability for example in named] == values
+        assert ability_column(named) is None

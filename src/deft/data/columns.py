@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deft.errors import UserError, did_you_mean
+from deft.types import Example
 
 TARGETS = {
     "system": "system",
@@ -25,6 +26,26 @@ CONVERSATION = frozenset({"prompt", "input", "response", "messages"})
 """Targets that make the conversation: where one is named, no other column is taken for a part of it."""
 STANDING = ("system", "system_prompt", "system_message", "history", "type", "ability", "id")
 """Fields that keep their meaning beside a conversation out of named columns."""
+ABILITY_COLUMNS = (
+    *("category", "task", "task_type", "skill", "subject", "domain", "topic", "kind"),
+    *("能力", "类别", "类型", "任务", "科目", "领域"),
+)
+"""Columns that often say what a row trains, in the order in which they are looked at."""
+MOST_ABILITIES = 50
+
+
+def ability_column(examples: Sequence[Example]) -> tuple[str, int] | None:
+    """Return the column that may name abilities, where no row has one, and how many values it has; None if there is none.
+
+    It is named to the user, and not used unasked: a topic need not be an ability.
+    """
+    if not examples or any(example.ability for example in examples):
+        return None
+    for column in ABILITY_COLUMNS:
+        values = [example.meta.get(column) for example in examples]
+        if all(isinstance(value, str) and value.strip() for value in values) and 1 < len(set(values)) <= MOST_ABILITIES:
+            return column, len(set(values))
+    return None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
