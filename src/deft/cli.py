@@ -23,8 +23,8 @@ from deft.serve.defaults import TEMPERATURE
 from deft.train.config import TrainConfig
 
 INTERRUPTED = 130
-NO_HUB = "--no-hub"
 """The exit code after Ctrl-C, as shells have it (128 + SIGINT)."""
+NO_HUB = "--no-hub"
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -71,7 +71,7 @@ class TrainConfig:
     learning_rate: float | None = None
     """Learning rate at the first step (after the warm-up); by default one for the method and the size of the model."""
     end_learning_rate: float | None = None
-    """Learning rate at the last step; by default a tenth of the first."""
+    """Learning rate at the last step; by default a tenth of the first, and without effect on a constant one."""
     lr_schedule: Literal["polynomial", "cosine", "constant"] = "polynomial"
     """How it goes from one to the other: a polynomial, half a cosine, or not at all."""
     lr_power: float = 1.0
@@ -111,7 +111,7 @@ class TrainConfig:
     fields: tuple[str, ...] = ()
     """Which column of the rows is what, such as prompt=question,response=answer."""
     resume_training: bool = False
-    """Continue the newest unfinished run of `output_dir` that has the same settings and data."""
+    """Continue the newest unfinished run of `output_dir`; refused if it was started with other settings or data."""
     allow_changed: tuple[str, ...] = ()
     """What may differ from the unfinished run all the same, by the names that a refusal lists."""
     verify: Literal["all", "none"] = "all"
@@ -119,7 +119,7 @@ class TrainConfig:
     show_rows: int = 1
     """Paint the loss mask of so many training rows before the first step."""
     trainer: dict[str, Any] = field(default_factory=dict)
-    """Further settings handed to `transformers.TrainingArguments` as they are (deepspeed, report_to, …)."""
+    """Further settings for `transformers.TrainingArguments` (deepspeed, report_to, …); refused where deft decides."""
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(TrainConfig).items():

@@ -264,7 +264,7 @@ class SupervisedTrainer(Trainer):
         return {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Make the learning rate a polynomial from its first value to its last, after a linear warm-up.
+        """Make the learning rate what the run's `Schedule` says.
 
         transformers' own needs an attribute that DeepSpeed's optimizer lacks, and refuses a rate that stays constant.
         """
