@@ -155,7 +155,8 @@ def run_with_other_rows(folder: Path, took_s: float) -> bool:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=10 * took_s)
-    again = [*start, "--resume-training", "--allow-changed", "rows_per_step", "--gradient-accumulation", "2"]
+    other = command(folder, runs, Setting(method="full", accumulation=2))
+    again = [*other, "--resume-training", "--allow-changed", "rows_per_step"]
     subprocess.run(again, check=True, capture_output=True)
     table = pq.read_table(next(runs.glob("2*/rows.parquet"))).to_pylist()
     met = sorted((row["epoch"], row["row"]) for row in table if row["split"] == "train")

@@ -173,8 +173,16 @@ GBK_NAME = os.fsdecode("中.jsonl".encode("gbk"))
 BROKEN_DATA: dict[str, tuple[dict[str, Content], str, tuple[str, ...]]] = {
     "broken_json": ({"坏.jsonl": GOOD + '{"messages": [,]}\n'}, "坏.jsonl", ("坏.jsonl:2", "not valid JSON", "column")),
     "cut_json_line": ({"坏.jsonl": GOOD + GOOD[:40]}, "坏.jsonl", ("坏.jsonl:2", "not valid JSON", "--skip-broken")),
-    "cut_array": ({"坏.json": f"[{GOOD},\n{GOOD}"}, "坏.json", ("坏.json:", "not followed by ',' or ']'", "mend")),
-    "cut_array_in_a_row": ({"坏.json": f"[{GOOD},\n{GOOD[:30]}"}, "坏.json", ("坏.json:3", "not valid JSON", "mend")),
+    "cut_array": (
+        {"坏.json": f"[{GOOD},\n{GOOD}"},
+        "坏.json",
+        ("坏.json:", "not followed by ',' or ']'", "correct the file"),
+    ),
+    "cut_array_in_a_row": (
+        {"坏.json": f"[{GOOD},\n{GOOD[:30]}"},
+        "坏.json",
+        ("坏.json:3", "not valid JSON", "correct the file"),
+    ),
     "unknown_role": (
         {"坏.jsonl": turns(("管理员", "好"))},
         "坏.jsonl",
@@ -220,7 +228,7 @@ BROKEN_DATA: dict[str, tuple[dict[str, Content], str, tuple[str, ...]]] = {
     "not_a_number": (
         {"坏.jsonl": GOOD[:-2] + ', "score": NaN}'},
         "坏.jsonl",
-        ("坏.jsonl:1", "`score` holds NaN", "mend the value"),
+        ("坏.jsonl:1", "`score` holds NaN", "correct the value"),
     ),
     "gbk": ({"坏.jsonl": ROWS.encode("gbk")}, "坏.jsonl", ("坏.jsonl:1", "GB18030", "iconv -f GB18030 -t UTF-8")),
     "utf16": ({"坏.jsonl": ROWS.encode("utf-16")}, "坏.jsonl", ("坏.jsonl:1", "UTF-16", "iconv -f UTF-16 -t UTF-8")),
@@ -614,7 +622,7 @@ CASES = [
         words=("not a causal language model", "clip"),
         files={"坏": tiny_but(config=edited(model_type="clip"))},
     ),
-    Case(name="hub_offline", command=f"{TRAIN}some/model-1b", words=("some/model-1b", "hub", "HF_ENDPOINT")),
+    Case(name="hub_offline", command=f"{TRAIN}some/model-1b", words=("some/model-1b", "hub", "switched off")),
     Case(
         name="adapter_no_base",
         command=f"{TRAIN}小",
@@ -642,7 +650,7 @@ CASES = [
     Case(name="show_alias", command=f"deft data show {DATA} --model smollm", words=("no such model", "smollm2-135m")),
     Case(name="audit_not_pulled", command=f"deft data audit {DATA}", words=("deft pull smollm2-135m",)),
     Case(name="pull_alias", command="deft pull qwen3-0.5b", words=("unknown model", "did you mean 'qwen3-0.6b'")),
-    Case(name="pull_offline", command="deft pull some/model-1b", words=("some/model-1b", "hub", "HF_ENDPOINT")),
+    Case(name="pull_offline", command="deft pull some/model-1b", words=("some/model-1b", "hub", "switched off")),
     Case(
         name="pull_file_missing", command="deft pull smollm2-135m --from 没有.whl", words=("no such file", "没有.whl")
     ),

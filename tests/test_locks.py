@@ -80,3 +80,15 @@ def test_no_hub_is_asked_where_that_is_said(monkeypatch: pytest.MonkeyPatch) -> 
             main(arguments)
         assert left.value.code == 0
         assert os.environ.pop("HF_HUB_OFFLINE", None) == expected
+
+
+def test_ctrl_c_before_there_is_anything_to_keep_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deft.model.known.models_table", interrupt)
+    with pytest.raises(SystemExit) as left:
+        main(["models"])
+    assert (left.value.code, capsys.readouterr().err) == (130, "\ninterrupted\n")

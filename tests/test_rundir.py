@@ -124,6 +124,9 @@ def test_every_byte_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (folder / "weights").write_bytes(content)
     before = folder_fingerprint(folder)
     assert before.startswith("sha256:") and folder_fingerprint(folder) == before
+    for name in ("README.md", "LICENSE", ".DS_Store"):
+        (folder / name).write_text("关于这个模型", encoding="utf-8")
+    assert folder_fingerprint(folder) == before, "notes beside the weights are no other model"
     content[len(content) // 2] = 1
     (folder / "weights").write_bytes(content)
     assert folder_fingerprint(folder) != before

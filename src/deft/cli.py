@@ -60,6 +60,7 @@ app = App(
     help="Find how little data each ability needs, train on exactly that, and prove it.\n\n"
     "With any command, --no-hub keeps deft from asking a model hub for anything.",
     version=__version__,
+    suppress_keyboard_interrupt=False,
     config=fill_from_recipe,
     default_parameter=Parameter(negative="", consume_multiple=True),
 )
@@ -262,7 +263,7 @@ def audit(
     if held_out is not None and (shared := leaks(examples, read([held_out], **reading))):
         reasons.append(f"{len(shared)} rows of {held_out} also occur in {folder}; the first: {shared[0].source}")
     if reasons:
-        fix = f"mend these rows or take them out; to look at some: deft data show {shlex.quote(str(folder))}"
+        fix = f"correct these rows or take them out; to look at some: deft data show {shlex.quote(str(folder))}"
         raise UserError(
             "training on this would be pointless or wrong", got="; ".join(reasons), where=str(folder), fix=fix
         )
@@ -503,7 +504,7 @@ def read(
             "there is no row left: all are broken",
             got=f"{len(result.broken):,} rows; the first: {first.reason}",
             where=first.source,
-            fix=first.fix or "mend the rows",
+            fix=first.fix or "correct the rows",
         )
     if result.broken:
         console().print(problems_table(result.broken))
@@ -573,7 +574,10 @@ def train_files(config: TrainConfig, lang: "Lang" = "en") -> "TrainResult":
     if screen.quiet:  # the first process speaks for all
         return result
     if not result.finished:
-        say(screen, "stopped; continue with the same command and --resume-training ({folder})", folder=result.folder)
+        what = "stopped; continue with the same command and --resume-training ({folder})"
+        if result.config.trainer.get("save_only_model"):
+            what = "stopped; its checkpoints hold the model alone (save_only_model), so it cannot go on ({folder})"
+        say(screen, what, folder=result.folder)
         raise SystemExit(INTERRUPTED)
     from deft.outcome import show_trained
 
@@ -608,7 +612,7 @@ def run_or_explain(command: Callable[[], Any]) -> int:
             raise
         if error.filename is None:
             discard_output()
-        fix = "free some space, mend the rights, or choose another place"
+        fix = "free some space, set the permissions, or choose another place"
         return explain(UserError(f"cannot write or read {error.filename or 'the output'}", got=error.strerror, fix=fix))
     return 0
 

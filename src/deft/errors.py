@@ -1,4 +1,4 @@
-"""Errors that a user can mend: printed in a few lines, without a traceback, with exit code 2."""
+"""Errors that a user can put right: printed in a few lines, without a traceback, with exit code 2."""
 
 import difflib
 from collections.abc import Iterable, Iterator
@@ -10,7 +10,7 @@ KEPT = "\n\u00a0\u3000"
 
 
 class UserError(Exception):
-    """Something the user gave is wrong, and this says what, where, and how to mend it.
+    """Something the user gave is wrong, and this says what, where, and how to put it right.
 
     `what` names the fault, `got` the offending value, `where` the place (`file:line` or an example id),
     `fix` what is allowed or the command that mends it.

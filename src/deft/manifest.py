@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from deft.errors import UserError
-from deft.rundir import known_sha256, read_object, write_json
+from deft.rundir import FREE_TO_CHANGE, file_sha256, known_sha256, read_object, write_json
 
 MANIFEST = "deft_manifest.json"
-FREE_TO_CHANGE = ("README", "LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
-"""Beginnings of the names of files that people write by hand beside a model."""
 
 
 def write_manifest(folder: Path) -> None:
@@ -57,7 +55,7 @@ def file_fault(file: Path, expected: Any) -> str | None:
             return f"{file.name} is missing"
         if (size := file.stat().st_size) != expected["num_bytes"]:
             return f"{file.name} has {size:,} bytes and not {expected['num_bytes']:,}"
-        if known_sha256(file) != expected["sha256"]:
+        if file_sha256(file) != expected["sha256"]:
             return f"{file.name} has changed since it was written"
     except OSError as error:
         return f"{file.name} cannot be read: {error.strerror or error}"

@@ -85,7 +85,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         fix = "give the path of a recipe, e.g. recipes/abilities-en.yaml"
         raise UserError("a recipe is a file, and this is a folder", got=str(path), fix=fix) from error
     except (OSError, UnicodeDecodeError) as error:
-        fix = "save it as UTF-8, and check the rights (ls -l)"
+        fix = "save it as UTF-8, and check the permissions (ls -l)"
         raise UserError("the recipe cannot be read as UTF-8 text", got=str(error), where=str(path), fix=fix) from error
     try:
         sections = yaml.load(text, Loader)

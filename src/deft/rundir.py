@@ -27,6 +27,8 @@ CACHE_VARIABLE = "DEFT_CACHE_DIR"
 """Names another folder than `~/.cache/deft`; empty: nothing is kept."""
 SMALLEST_KEPT_BYTES = 1 << 20
 """The digest of a smaller file is not kept: computing it is as fast as looking it up."""
+FREE_TO_CHANGE = ("README", "LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
+"""Beginnings of the names of files that people write by hand beside a model."""
 SETTLED_S = 2.0
 """A file that was changed so recently may change again within the same tick of the file system's clock."""
 PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{16}\.(?P<kind>partial|old)")
@@ -120,7 +122,7 @@ def cannot_write(path: Path, error: OSError) -> UserError:
     """Return the error a user sees when `path` cannot be written."""
     reason = error.strerror or str(error)
     return UserError(
-        f"cannot write {path}", got=reason, fix="free some space, mend the rights, or choose another place"
+        f"cannot write {path}", got=reason, fix="free some space, set the permissions, or choose another place"
     )
 
 
@@ -188,11 +190,12 @@ def fingerprint(parts: Iterable[str | bytes]) -> str:
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """Return a fingerprint of the files in a folder: the name and all bytes of each.
+    """Return a fingerprint of the files in a folder, but for notes and hidden ones: the name and all bytes of each.
 
     It begins with `sha256:`; those of earlier versions, which read a part of each file, are without.
     """
-    files = sorted(path for path in folder.iterdir() if path.is_file())
+    ignored = (".", *FREE_TO_CHANGE)
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(ignored))
     with ThreadPoolExecutor() as pool:  # hashing lets other threads run
         digests = list(pool.map(known_sha256, files))
     parts = (part for file, digest in zip(files, digests, strict=True) for part in (file.name, digest))

@@ -60,6 +60,8 @@ def test_every_part_of_a_prompt_reaches_the_model(row: dict[str, Any], contents:
 MARKS = [
     (ALPACA | {"label": False}, "label"),
     (ALPACA | {"kto_tag": "false"}, "kto_tag"),
+    (ALPACA | {"kto_tag": 0}, "kto_tag"),
+    (ALPACA | {"label": "0"}, "label"),
     (chat() | {"images": ["车.jpg"]}, "images"),
     (ALPACA | {"image": "车.jpg"}, "image"),
     (ALPACA | {"audios": ["声.wav"]}, "audios"),

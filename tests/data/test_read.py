@@ -173,7 +173,7 @@ def test_broken_array_is_never_passed_over(tmp_path: Path, text: str, line: int,
     path.write_text(text, encoding="utf-8")
     error = error_of(path, skip_broken=skip_broken)
     assert (error.what, error.where) == (what, f"{path}:{line}")
-    assert error.fix.startswith("mend the file there; --skip-broken cannot help")
+    assert error.fix.startswith("correct the file there; --skip-broken cannot help")
 
 
 @pytest.mark.parametrize("as_array", [False, True])

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -171,6 +172,15 @@ def test_a_checkpoint_of_the_model_alone_is_none_to_resume_from(
     with pytest.raises(UserError, match="cannot go on") as caught:
         resumed(llama, tmp_path, trainer={"save_only_model": True})
     assert "it has no optimizer.pt, scheduler.pt, rng_state.pth" in str(caught.value.got)
+
+
+def test_a_resumed_run_leaves_a_recipe_that_repeats_it(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = stopped(llama, tmp_path, monkeypatch, after=2)
+    resumed(llama, tmp_path, allow_changed=("learning_rate",))
+    stored = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["train"]
+    assert (stored["resume_training"], stored["allow_changed"]) == (False, [])
 
 
 def test_one_checkpoint_is_kept_where_one_was_asked_for(

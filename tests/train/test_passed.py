@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import TrainingArguments
@@ -104,12 +105,31 @@ def test_default_learning_rates() -> None:
     assert with_rates(TrainConfig(learning_rate=1e-3), 7e9).end_learning_rate == pytest.approx(1e-4)
     with pytest.raises(UserError, match="end_learning_rate is out of range"):
         with_rates(TrainConfig(end_learning_rate=1e-3), 7e9)
+    constant = with_rates(TrainConfig(lr_schedule="constant"), 7e9)
+    assert (constant.learning_rate, constant.end_learning_rate) == (2e-5, 2e-5)
 
 
-def test_parameters_and_positions_are_read_from_the_configuration(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lr_schedule": "constant", "learning_rate": 1e-4, "end_learning_rate": 1e-5},
+        {"lr_schedule": "constant", "end_learning_rate": 1e-5},
+        {"lr_schedule": "constant", "lr_power": 2.0},
+        {"lr_schedule": "cosine", "lr_power": 2.0},
+    ],
+)
+def test_settings_that_a_schedule_does_not_have_are_refused(settings: dict[str, Any]) -> None:
+    *_, name = settings
+    with pytest.raises(UserError, match=f"{name} is out of range") as caught:
+        TrainConfig(**settings)
+    assert "left out where lr_schedule is" in caught.value.fix
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])  # the second has one matrix for embedding and head
+def test_parameters_and_positions_are_read_from_the_configuration(tmp_path: Path, architecture: str) -> None:
     from transformers import AutoModelForCausalLM
 
-    folder = save_tiny(tmp_path / "模型", "llama", seed=1)
+    folder = save_tiny(tmp_path / "模型", architecture, seed=1)
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert num_parameters(folder) == sum(weight.numel() for weight in model.parameters())
     assert num_positions(folder) == model.config.max_position_embeddings
@@ -125,6 +145,17 @@ def test_parameters_and_positions_are_read_from_the_configuration(tmp_path: Path
             {
                 "max_position_embeddings": 131072,
                 "rope_parameters": {"factor": 8.0, "original_max_position_embeddings": 8192},
+            },
+            131072,
+        ),
+        (
+            {
+                "max_position_embeddings": 131072,
+                "rope_scaling": {
+                    "rope_type": "llama3",
+                    "factor": 32.0,
+                    "original_max_position_embeddings": 8192,
+                },
             },
             131072,
         ),

@@ -35,7 +35,7 @@ MOST_ABILITIES = 50
 
 
 def ability_column(examples: Sequence[Example]) -> tuple[str, int] | None:
-    """Return the column that may name abilities, where no row has one, and how many values it has; None if there is none.
+    """Return the column that may name abilities, where no row has one, and how many values it has; None without one.
 
     It is named to the user, and not used unasked: a topic need not be an ability.
     """

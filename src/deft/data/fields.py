@@ -31,6 +31,10 @@ HARMLESS_NAMES = frozenset(
     score scores rating ratings rank quality reward rewards perplexity ppl ifd length toxicity toxic safe safety
     redacted verified reviewed approved votes upvotes likes comment comments note notes remark remarks metadata meta
     name
+
+    编号 序号 来源 出处 数据来源 链接 网址 作者 许可 日期 时间 版本 模型
+    能力 类别 类型 分类 任务 任务类型 科目 领域 主题 话题 标签 关键词 难度 等级 语言
+    得分 评分 分数 质量 备注
     """.split()  # noqa: SIM905
 )
 """What tells rows apart, where they come from, when, of which kind they are, and what somebody thought of them."""
@@ -54,8 +58,10 @@ class Meaning:
 
 
 def is_off(value: Any) -> bool:
-    """Say whether a flag is off; text as a table has it counts as well."""
-    return value is False or (isinstance(value, str) and value.strip().lower() in ("false", "no"))
+    """Say whether a flag is off; 0 and text as a table has it count as well."""
+    if isinstance(value, str):
+        return value.strip().lower() in ("false", "no", "0", "0.0")
+    return value is not None and value == 0
 
 
 def is_not_one(value: Any) -> bool:
@@ -108,7 +114,7 @@ MEANINGS: dict[str, Meaning] = {
     **dict.fromkeys(("history",), Meaning(what="earlier turns stand in `history`", says=is_there)),
 }
 """Fields that are refused by name where their value says something, in rows and in single messages."""
-MEANINGS["loss"] = Meaning(what=NOT_LOSS, says=lambda value: is_off(value) or (value == 0 and value is not None))
+MEANINGS["loss"] = Meaning(what=NOT_LOSS, says=is_off)
 """A number under `loss` is a measurement; only a flag that is off changes what the row means."""
 
 

@@ -312,7 +312,9 @@ class Window:
 
     def explained(self, error: UserError) -> UserError:
         """Return an error with its place: it cannot be passed over as one of a line can."""
-        fix = "mend the file there; --skip-broken cannot help, as nothing shows where the next row of the array begins"
+        fix = (
+            "correct the file there; --skip-broken cannot help, as nothing shows where the next row of the array begins"
+        )
         return UserError(error.what, got=error.got, where=f"{self.path}:{self.line}", fix=fix)
 
 

@@ -165,7 +165,7 @@ def check_values(row: dict[str, Any]) -> None:
     for key, value in row.items():
         fault = fault_of({key: value})
         if fault:
-            raise UserError(f"`{key}` holds {fault}", got=value, fix="mend the value, or leave the row out")
+            raise UserError(f"`{key}` holds {fault}", got=value, fix="correct the value, or leave the row out")
 
 
 def fault_of(value: dict[str, Any]) -> str | None:
@@ -185,7 +185,7 @@ def first_broken(broken: list[BrokenRow], *, num_rows: int) -> UserError:
     """Return the error for the first broken row of a file, with the number of all of them."""
     first = broken[0]
     count = f"{len(broken):,} of the {num_rows:,} rows of this file are broken"
-    remedies = [first.fix or "mend the row"]
+    remedies = [first.fix or "correct the row"]
     if len(broken) < num_rows:
         remedies.append("or pass over broken rows with --skip-broken")
     return UserError(first.reason, got=first.got, where=first.source, fix=f"{'; '.join(remedies)} ({count})")

@@ -119,7 +119,7 @@ def take_up(plan: Plan, tell: Teller, *, again: bool) -> Path:
 
 
 def run(plan: Plan, tell: Teller, *, again: bool) -> Path:
-    """Go through all stages; what exists of them is taken up."""
+    """Go through all stages; what exists of them is used."""
     say(tell.console, "{welcome}", welcome=tell.text("welcome"), style="bold", fold=True)
     warn_of_language(plan, tell)
     with tell.stage("model"):

@@ -188,7 +188,7 @@ ENDING_TEXTS: dict[str, dict[str, str]] = {
             "out, so this does not say how much was learned."
         ),
         "cost": "{rows} training rows · {time} in all",
-        "cost_resumed": "{rows} training rows · {time} since it was taken up again",
+        "cost_resumed": "{rows} training rows · {time} since it was resumed",
         "chosen": "The best epoch was chosen by these same rows, which makes the gain look a little larger than it is.",
     },
     "zh": {

@@ -144,5 +144,5 @@ def cannot_save(run: Path, reason: str) -> UserError:
     return UserError(
         f"cannot write to {run}; {kept}",
         got=reason,
-        fix="free some space or mend the rights, then continue with the same command and --resume-training",
+        fix="free some space or set the permissions, then continue with the same command and --resume-training",
     )

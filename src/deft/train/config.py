@@ -71,7 +71,7 @@ class TrainConfig:
     learning_rate: float | None = None
     """Learning rate at the first step (after the warm-up); by default one for the method and the size of the model."""
     end_learning_rate: float | None = None
-    """Learning rate at the last step; by default a tenth of the first, and without effect on a constant one."""
+    """Learning rate at the last step; by default a tenth of the first; that of a constant one."""
     lr_schedule: Literal["polynomial", "cosine", "constant"] = "polynomial"
     """How it goes from one to the other: a polynomial, half a cosine, or not at all."""
     lr_power: float = 1.0
@@ -142,18 +142,13 @@ class TrainConfig:
             f"left out beside warmup_ratio ({self.warmup_ratio:g}), or the other way round",
         )
         require(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"a whole number from 0 to {MAX_SEED}")
-        for name in ("learning_rate", "lora_alpha"):
-            value = getattr(self, name)
-            require(value is None or value > 0, name, value, "a number above 0")
-        if self.end_learning_rate is not None:
-            first = math.inf if self.learning_rate is None else self.learning_rate
-            allowed = f"between 0 and learning_rate ({first:g})" if self.learning_rate else "a number of at least 0"
-            require(0 <= self.end_learning_rate <= first, "end_learning_rate", self.end_learning_rate, allowed)
+        self.check_rates()
         alone = NO_VALIDATION not in self.valid or len(self.valid) == 1
         require(alone, "valid", " ".join(map(str, self.valid)), "files or folders, or none alone")
         check_lora_targets(self.lora_targets)
         for name in ("warmup_ratio", "lora_dropout", "adam_beta1", "adam_beta2"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
+        require(self.lora_alpha is None or self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "a number above 0")
         for name in ("weight_decay", "max_grad_norm", "lr_power"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "a number of at least 0")
         if self.pack_length_tokens is not None and self.pack_length_tokens < self.max_length_tokens:
@@ -162,6 +157,24 @@ class TrainConfig:
                 got=self.pack_length_tokens,
                 fix=f"at least max_length_tokens ({self.max_length_tokens})",
             )
+
+    def check_rates(self) -> None:
+        """Check the learning rates and how one goes to the other.
+
+        Raises:
+            UserError: naming the setting that is out of range, or that would change nothing.
+        """
+        rate = self.learning_rate
+        require(rate is None or rate > 0, "learning_rate", rate, "a number above 0")
+        if self.end_learning_rate is not None:
+            first = math.inf if self.learning_rate is None else self.learning_rate
+            allowed = f"between 0 and learning_rate ({first:g})" if self.learning_rate else "a number of at least 0"
+            require(0 <= self.end_learning_rate <= first, "end_learning_rate", self.end_learning_rate, allowed)
+        if self.lr_schedule == "constant":
+            constant = self.end_learning_rate in (None, self.learning_rate)
+            require(constant, "end_learning_rate", self.end_learning_rate, "left out where lr_schedule is constant")
+        if self.lr_schedule != "polynomial":
+            require(self.lr_power == 1, "lr_power", self.lr_power, f"left out where lr_schedule is {self.lr_schedule}")
 
     @property
     def validates(self) -> bool:

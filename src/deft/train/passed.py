@@ -42,16 +42,12 @@ OWNED: dict[str, str] = {
     "save_strategy": "save_steps (a checkpoint is saved after every epoch as well)",
     "save_steps": "save_steps",
     "save_total_limit": "save_total_limit",
-    "load_best_model_at_end": "nothing: `best` in the folder of the run is the best checkpoint",
-    "metric_for_best_model": "nothing: `best` is the checkpoint with the lowest validation loss",
-    "greater_is_better": "nothing: `best` is the checkpoint with the lowest validation loss",
     "eval_strategy": "valid (measured after every epoch)",
     "eval_steps": "valid (measured after every epoch)",
     "eval_delay": "valid (measured after every epoch)",
     "eval_on_start": "valid (measured before training as well)",
     "seed": "seed",
     "data_seed": "seed",
-    "full_determinism": "seed (on one kind of machine a run repeats itself to the bit)",
     "resume_from_checkpoint": "resume_training",
     "ignore_data_skip": "resume_training",
     "restore_callback_states_from_checkpoint": "resume_training",
@@ -63,12 +59,15 @@ OWNED: dict[str, str] = {
     "hub_always_push": "deft export --push",
     "hub_revision": "deft export --push",
     "use_cpu": "the environment variable CUDA_VISIBLE_DEVICES, empty",
-    "disable_tqdm": "nothing: progress is deft's own",
     "deepspeed_config": "deepspeed",
 }
 """What deft decides itself, and the setting to use instead."""
 
 WITHOUT_EFFECT: dict[str, str] = {
+    "load_best_model_at_end": "`best` in the folder of the run is the best checkpoint",
+    "metric_for_best_model": "`best` is the checkpoint with the lowest validation loss",
+    "greater_is_better": "`best` is the checkpoint with the lowest validation loss",
+    "disable_tqdm": "progress is deft's own",
     "label_smoothing_factor": "the loss is deft's own",
     "prediction_loss_only": "validation is deft's own",
     "eval_do_concat_batches": "validation is deft's own",
@@ -108,7 +107,7 @@ PASSED = frozenset(
     logging_first_step log_on_each_node log_level log_level_replica report_to run_name project trackio_space_id
     trackio_bucket_id trackio_static_space_id save_only_model accelerator_config parallelism_config
     ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout fsdp
-    fsdp_config deepspeed debug
+    fsdp_config deepspeed debug full_determinism
     """.split()  # noqa: SIM905
 )
 """What transformers is told as it is."""

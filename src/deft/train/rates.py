@@ -32,6 +32,8 @@ def with_rates(config: TrainConfig, num_parameters: float) -> TrainConfig:
     first = config.learning_rate
     if first is None:
         first = default_rate(config.method, num_parameters)
-    last = first * END_RATIO if config.end_learning_rate is None else config.end_learning_rate
+    last = config.end_learning_rate
+    if last is None:
+        last = first if config.lr_schedule == "constant" else first * END_RATIO
     require(0 <= last <= first, "end_learning_rate", last, f"between 0 and learning_rate ({first:g})")
     return replace(config, learning_rate=first, end_learning_rate=last)

@@ -209,7 +209,8 @@ def settled(config: TrainConfig, model: Path, console: Console) -> TrainConfig:
     if config.learning_rate is None:
         size = num_parameters(model)
         chosen = with_rates(config, size)
-        what = "learning rate {first:g} to {last:g}, the default for {method} training of {size} parameters"
+        rates = "{first:g}" if config.lr_schedule == "constant" else "{first:g} to {last:g}"
+        what = f"learning rate {rates}, the default for {{method}} training of {{size}} parameters"
         first, last = chosen.learning_rate, chosen.end_learning_rate
         say(console, what, method=config.method, size=format_parameters(size), first=first, last=last)
     else:

@@ -189,7 +189,8 @@ def write_recipe(folder: Path, config: TrainConfig) -> None:
     """Write the resolved settings as a recipe that repeats the run: `deft train runs/…/recipe.yaml`."""
     import yaml
 
-    values = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    whole = dataclasses.replace(config, resume_training=False, allow_changed=())
+    values = json.loads(json.dumps(dataclasses.asdict(whole), default=str))
     write_text(folder / "recipe.yaml", yaml.safe_dump({"train": values}, allow_unicode=True, sort_keys=False))
 
 
