@@ -253,7 +253,7 @@ def test_an_interrupted_training_is_resumed(
     assert folder == unfinished
     assert TEXTS["en"]["resuming"] in printed
     assert counted.sizes == [0, NUM_TEST]  # before was kept; after is measured
-    assert "since it was taken up again" in printed.splitlines()[-1]
+    assert "since it was resumed" in printed.splitlines()[-1]
     times = json.loads((folder / "quickstart.json").read_text(encoding="utf-8"))["results"]["stage_times_s"]
     assert "Fine-tuning (what was left)" in times
     assert "Loss on held-out rows, after" in times
