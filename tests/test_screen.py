@@ -110,3 +110,13 @@ def test_the_rule_can_fail() -> None:
     assert markup_with_values(ast.parse(source)) == list(range(1, 9))
     good = "words = 'a'\nconsole.print(words)\nsay(screen, '{path}', path=path)\nconsole.print(Text(path))"
     assert markup_with_values(ast.parse(good)) == []
+
+
+def test_a_wrong_value_in_a_recipe_is_shown_safely(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from deft.cli import app, console, run_or_explain
+
+    recipe = tmp_path / "配方.yaml"
+    recipe.write_text('{"train": {"method": "甲\\u001b]0;x\\u0007"}}', encoding="utf-8")
+    assert run_or_explain(lambda: app(["train", str(recipe)], console=console(), exit_on_error=False)) == 2
+    said = "".join(capfd.readouterr())
+    assert "\x1b" not in said and "\x07" not in said and "甲\\x1b]0;x\\x07" in said

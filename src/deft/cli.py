@@ -17,7 +17,7 @@ from cyclopts.exceptions import CycloptsError
 from cyclopts.validators import Number
 
 from deft import __version__
-from deft.errors import UserError, panics_told
+from deft.errors import UserError, panics_told, visible
 from deft.screen import say
 from deft.serve.defaults import TEMPERATURE
 from deft.train.config import TrainConfig
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from deft.prompt.format import ChatFormat
     from deft.report.texts import Lang
     from deft.train.run import TrainResult
-    from deft.types import Example
+    from deft.types import Example, TokenSequence
 
 AT_LEAST_1 = Parameter(validator=Number(gte=1))
 SECTIONS = {"train": TrainConfig}
@@ -55,6 +55,13 @@ def fill_from_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCol
             Dict({section: values}, source=str(path))(app, commands, arguments)
 
 
+def shown_error(error: CycloptsError) -> Any:
+    """Return a wrong flag or value as cyclopts shows it; those of a recipe come from a file, and so from others."""
+    from cyclopts import CycloptsPanel
+
+    return CycloptsPanel(visible(str(error), keep="\n"))
+
+
 app = App(
     name="deft",
     help="Find how little data each ability needs, train on exactly that, and prove it.\n\n"
@@ -62,6 +69,7 @@ app = App(
     version=__version__,
     suppress_keyboard_interrupt=False,
     config=fill_from_recipe,
+    error_formatter=shown_error,
     default_parameter=Parameter(negative="", consume_multiple=True),
 )
 data_app = App(name="data", help="Read, convert, look at and audit instruction data.")
@@ -242,20 +250,37 @@ def audit(
         Which column is what: prompt=question,response=answer (system, input, messages, history, ability, id).
     """
     from deft.data.audit import audit as audit_examples
-    from deft.data.audit import leaks
-    from deft.data.show import audit_table
+    from deft.data.audit import leaks, longer_than
+    from deft.data.show import audit_table, names_of_some
+    from deft.model.load import find_folder
+    from deft.model.size import num_positions
     from deft.prompt.format import encode_example
 
     reading: dict[str, Any] = {"skip_broken": skip_broken, "ignore_fields": ignore_fields, "fields": fields}
     examples = read([folder], **reading)
     _, chat_format = tokenizer_and_format(model)
+    screen = console()
+
+    def encode(row: "Example") -> "TokenSequence":
+        return encode_example(row, chat_format, max_length_tokens=max_length_tokens)
+
+    positions = num_positions(find_folder(model, weights=False))
+    if positions is not None and positions < max_length_tokens:  # training keeps within them as well
+        beyond = longer_than(examples, positions, encode=encode, max_length_tokens=max_length_tokens)
+        what = (
+            "[yellow]note:[/] the model has {positions:,} positions, and {number:,} of {rows:,} rows are longer: "
+            "training leaves out their oldest turns, or all of them ({places})"
+        )
+        if beyond:
+            places = names_of_some([one.source for one in beyond])
+            say(screen, what, positions=positions, number=len(beyond), rows=len(examples), places=places, fold=True)
+        max_length_tokens = positions
     result = audit_examples(
         examples,
-        encode=lambda row: encode_example(row, chat_format, max_length_tokens=max_length_tokens),
+        encode=encode,
         max_length_tokens=max_length_tokens,
         end_of_turn_ids=chat_format.end_of_turn_ids,
     )
-    screen = console()
     screen.print(audit_table(result))
     for warning in result.warnings:
         say(screen, "[yellow]note:[/] {warning}", warning=warning, fold=True)

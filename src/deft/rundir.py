@@ -8,6 +8,7 @@ import platform
 import re
 import secrets
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -29,6 +30,8 @@ SMALLEST_KEPT_BYTES = 1 << 20
 """The digest of a smaller file is not kept: computing it is as fast as looking it up."""
 FREE_TO_CHANGE = ("README", "LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 """Beginnings of the names of files that people write by hand beside a model."""
+LARGEST_READ_BYTES = 512 << 20
+"""Of a file that is read whole; far above the largest tokenizer (35 MB)."""
 SETTLED_S = 2.0
 """A file that was changed so recently may change again within the same tick of the file system's clock."""
 PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{16}\.(?P<kind>partial|old)")
@@ -170,11 +173,25 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
+def read_regular(file: Path) -> bytes:
+    """Return the content of what must be a file of a sane size: a pipe or a device would be read without end.
+
+    Raises:
+        OSError: if it is something else, or cannot be read.
+    """
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "this should be a file, and is a folder, a pipe or a device", str(file))
+    if status.st_size > LARGEST_READ_BYTES:
+        raise OSError(errno.EFBIG, "this file is far too large for what it is called", str(file))
+    return file.read_bytes()
+
+
 def read_object(file: Path) -> dict[str, Any]:
     """Return the JSON object in a file; an empty one where there is none, or it is damaged and so says nothing."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        value = json.loads(read_regular(file))
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

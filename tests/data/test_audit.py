@@ -1,7 +1,10 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from deft.data.audit import Audit, audit, leaks, percentiles
+from deft.data.audit import Audit, audit, leaks, longer_than, percentiles
 from deft.errors import NotTrainable
 from deft.types import IGNORED_LABEL, Example, Message, TokenSequence
 
@@ -120,3 +123,31 @@ def test_leaks_by_id_and_by_prompt() -> None:
         ("a:1", "b:2", "same_prompt"),
     ]
     assert leaks([], held_out) == ()
+
+
+def test_rows_longer_than_a_model_reaches() -> None:
+    found = longer_than(ROWS, 6, encode=encode, max_length_tokens=12)
+    assert [one.messages[-1].content for one in found] == ["等于二", "床前明月光疑是地上霜"]  # 11 and 13 tokens
+
+
+def test_the_audit_names_rows_beyond_the_positions_of_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from deft.cli import app, console
+    from deft.model.tiny import VOCAB_SIZE, save_tiny
+
+    model = save_tiny(tmp_path / "模型", "llama", seed=1)
+    learned = GPT2Config(
+        vocab_size=VOCAB_SIZE, n_positions=64, n_embd=8, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=2
+    )
+    GPT2LMHeadModel(learned).save_pretrained(model)
+    replies = ["好", "好" * 30, "很好", "好" * 2000]  # 30 characters are 90 tokens
+    lines = [json.dumps({"prompt": f"问{number}", "response": reply}) for number, reply in enumerate(replies)]
+    (tmp_path / "行.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    words = ["data", "audit", str(tmp_path / "行.jsonl"), "--model", str(model)]
+    app(words, console=console(), exit_on_error=False, result_action="return_value")
+    said = "".join(capsys.readouterr().out.split())
+    assert "themodelhas64positions,and2of4rowsarelonger" in said
+    assert f"行.jsonl:2,{tmp_path}/行.jsonl:4)" in said and "2too_long" in said

@@ -229,7 +229,7 @@ def test_an_adapter_that_is_no_number_is_refused(llama: Path, tmp_path: Path) ->
     weights = load_file(adapter / "adapter_model.safetensors")
     next(iter(weights.values()))[0, 0] = float("nan")
     save_file(weights, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="cannot be merged"):
+    with pytest.raises(UserError, match="hold NaN or infinite numbers"):
         merge(adapter, tmp_path / "合并")
     assert nothing_written(tmp_path)
 

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deft.errors import UserError
-from deft.model.checkpoint_files import LARGEST_JSON_BYTES
 from deft.model.load import base_of, find_folder, load_model, load_tokenizer
 from deft.model.tiny import save_tiny
 from deft.prompt.detect import find_chat_format
+from deft.rundir import LARGEST_READ_BYTES
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_what_should_be_a_file_and_is_none(folder: Path, name: str, kind: str) -
 
 def test_a_file_far_too_large_for_its_name_is_not_read(folder: Path) -> None:
     with (folder / "config.json").open("r+b") as stream:
-        stream.truncate(LARGEST_JSON_BYTES + 1)
+        stream.truncate(LARGEST_READ_BYTES + 1)
     assert error_of(folder).what == "this file is far too large for what it is called"
 
 
@@ -84,6 +84,7 @@ def test_nesting_without_end(folder: Path, name: str) -> None:
         ({"text_config": {"num_hidden_layers": 10**9}}, "num_hidden_layers"),
         ({"_attn_implementation": "org/kernel"}, "_attn_implementation"),
         ({"attn_implementation": "甲/乙"}, "attn_implementation"),
+        ({"attention_dropout": 5}, "attention_dropout"),
     ],
 )
 def test_configurations_that_no_model_has(folder: Path, values: dict[str, Any], words: str) -> None:
@@ -180,4 +181,85 @@ def test_a_trained_adapter_names_its_base_by_the_whole_path(
     best = train(config, rows, [], Console(quiet=True)).best.resolve()
     monkeypatch.chdir("/")
     assert base_of(best) == str((tmp_path / "基座").resolve())
+    moved = Path(shutil.copytree(best, tmp_path / "搬走"))
     assert find_folder(best) == best and torch.is_tensor(next(load_model(best).model.parameters()))
+    weights = load_file(moved / "adapter_model.safetensors")
+    next(iter(weights.values()))[0, 0] = float("nan")
+    save_file(weights, moved / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="they hold NaN or infinite numbers"):
+        load_model(moved)
+    changed(moved / "adapter_config.json", lora_alpha=float("nan"))
+    with pytest.raises(UserError, match=r"adapter_config\.json cannot be read"):
+        load_model(moved)
+
+
+# --- what a configuration asks for, and what it says -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values", [{"hidden_act": "未\x1b]0;名"}, {"rope_scaling": {"type": "无\x07", "factor": 2}}])
+def test_a_configuration_of_which_no_model_can_be_made(
+    folder: Path, values: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    from deft.model.size import num_parameters
+
+    changed(folder / "config.json", **values)
+    with pytest.raises(UserError, match="cannot be used") as caught:
+        num_parameters(folder)
+    said = str(caught.value) + "".join(capfd.readouterr())
+    assert "\x1b" not in said and "\x07" not in said and "KeyError" in said
+
+
+def test_weights_of_another_place_are_not_loaded(folder: Path, whole: Path) -> None:
+    changed(folder / "config.json", transformers_weights=str(whole / "model.safetensors"))
+    error = error_of(folder)
+    assert (error.what, error.got) == ("the model names weights of another place", str(whole / "model.safetensors"))
+
+
+@pytest.mark.parametrize("value", ["很多", {"甲": 1}, True, None])
+def test_numbers_of_experts_that_are_none(folder: Path, value: Any) -> None:
+    from deft.model.selftest import has_experts
+
+    changed(folder / "config.json", n_routed_experts=value)
+    assert not has_experts(load_model(folder).model)
+
+
+@pytest.mark.parametrize("template", [5, {"default": 5}])
+def test_a_chat_template_that_is_no_text(folder: Path, template: Any) -> None:
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    changed(folder / "tokenizer_config.json", chat_template=template)
+    assert "chat template is no text" in error_of(folder).what
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json"])
+def test_a_link_that_leads_nowhere_is_not_passed_over(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    (folder / name).symlink_to(name)  # to itself
+    assert error_of(folder).what == "this link leads nowhere"
+
+
+def test_attention_is_looked_for_at_any_depth(folder: Path) -> None:
+    changed(folder / "config.json", thinker={"parts": [{"text_config": {"_attn_implementation": "甲/乙"}}]})
+    assert error_of(folder).got == "甲/乙"
+
+
+@pytest.mark.parametrize("name", ["merges.txt", "tokenizer.model", "chat_templates/工具.jinja", "pytorch_model.bin"])
+def test_no_pipe_of_any_name_is_read(folder: Path, name: str) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(folder / name)
+    assert error_of(folder).got == str(folder / name)
+
+
+def test_names_of_tensors_are_shown_safely(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"多余\x1b]0;名": torch.zeros(1)}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.warns(UserWarning, match="does not use: 多余") as warned:
+        load_model(folder)
+    assert "\x1b" not in str(warned[0].message)
+
+
+@pytest.mark.parametrize("name", ["", "长" * 100, "a/" * 600])
+def test_a_name_that_no_file_can_have(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="there is no such model"):
+        find_folder(name)
+    with pytest.raises(UserError, match="names no base model"):
+        base_of(adapter(tmp_path / "适配器", name))

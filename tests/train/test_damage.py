@@ -1,6 +1,7 @@
 """What a run does with checkpoints that are damaged, incomplete or not its own: it says which, and takes no harm."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from io import StringIO
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from deft.errors import UserError
 from deft.manifest import MANIFEST, check_manifest, find_fault, write_manifest
 from deft.model.tiny import save_tiny
-from deft.train.checkpoint import checkpoints, prune_checkpoints
+from deft.train.checkpoint import POSITION_FILE, checkpoints, prune_checkpoints, why_not_to_resume
 from deft.train.config import TrainConfig
 from deft.train.order import Position
 from deft.train.progress import Progress
@@ -85,12 +86,17 @@ def emptied(file: Path) -> None:
     file.write_bytes(b"")
 
 
+def made_a_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
 STATE = ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "rows.parquet", "model.safetensors"]
 DAMAGES = [
     *[(flipped, name) for name in ("optimizer.pt", "model.safetensors")],
     *[(cut, name) for name in (*STATE, MANIFEST)],
     *[(emptied, name) for name in STATE],
-    *[(Path.unlink, name) for name in STATE],
+    *[(Path.unlink, name) for name in (*STATE, MANIFEST)],
 ]
 
 
@@ -133,7 +139,8 @@ def test_without_manifest_an_incomplete_checkpoint_is_still_told(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = stopped(llama, tmp_path, monkeypatch, after=3)
-    (run / "checkpoint-3" / MANIFEST).unlink()
+    for name in (MANIFEST, POSITION_FILE):  # an earlier version wrote neither
+        (run / "checkpoint-3" / name).unlink()
     emptied(run / "checkpoint-3" / "optimizer.pt")
     with pytest.raises(UserError) as caught:
         resumed(llama, tmp_path)
@@ -150,6 +157,32 @@ def test_verification_can_be_left_out(llama: Path, tmp_path: Path, monkeypatch: 
     with pytest.raises(UserError, match="cannot go on"):
         resumed(llama, tmp_path)
     assert resumed(llama, tmp_path, verify="none")[0].finished
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "optimizer.pt", "rng_state.pth"])
+def test_a_damaged_checkpoint_that_was_trusted_is_told(
+    llama: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = stopped(llama, tmp_path, monkeypatch, after=1)
+    cut(run / "checkpoint-1" / name)
+    with pytest.raises(UserError, match="the checkpoint cannot be restored") as caught:
+        resumed(llama, tmp_path, verify="none")
+    assert caught.value.where == str(run / "checkpoint-1") and "leave out --verify none" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize("name", ["scheduler.pt", "optimizer.pt", "rng_state.pth"])
+def test_a_folder_in_place_of_a_state_is_none(saved: Path, tmp_path: Path, name: str) -> None:
+    checkpoint = shutil.copytree(saved / "checkpoint-6", tmp_path / "checkpoint-6")
+    made_a_folder(checkpoint / name)
+    assert f"it has no {name}" in str(why_not_to_resume(checkpoint, verify=False))
+
+
+@pytest.mark.parametrize("values", [{"global_step": 5}, {"未知": 1}])
+def test_a_state_of_another_step_is_none_to_resume_from(saved: Path, tmp_path: Path, values: dict[str, int]) -> None:
+    checkpoint = shutil.copytree(saved / "checkpoint-6", tmp_path / "checkpoint-6")
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state | values), encoding="utf-8")
+    assert str(why_not_to_resume(checkpoint, verify=False)).startswith("trainer_state.json is")
 
 
 def test_what_is_no_checkpoint_is_left_alone(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,3 +296,26 @@ def test_a_damaged_model_is_neither_trained_nor_merged(llama: Path, tmp_path: Pa
         train(settings(model, tmp_path / "runs"), examples(), [], Console(quiet=True))
     assert caught.value.got == "model.safetensors has changed since it was written"
     assert caught.value.where == str(model) and "--verify none" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "run.json"])
+def test_a_pipe_in_a_run_is_not_waited_for(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    run = stopped(llama, tmp_path, monkeypatch, after=3)
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    if name == "metrics.jsonl":
+        assert resumed(llama, tmp_path)[0].finished
+        return
+    with pytest.raises(UserError, match="record of a run is damaged") as caught:
+        resumed(llama, tmp_path)
+    assert caught.value.where == str(run / name), "the folder itself, not the link `latest`"
+
+
+def test_a_run_without_its_record_is_named(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = stopped(llama, tmp_path, monkeypatch, after=3)
+    (run / "run.json").unlink()
+    with pytest.raises(UserError, match="no unfinished run") as caught:
+        resumed(llama, tmp_path)
+    assert caught.value.got == f"{run.name} has checkpoints and no run.json"

@@ -66,7 +66,18 @@ def test_the_old_flags_go_through_the_same_table() -> None:
             config_from_flags([*needed, flag, "5"])
 
 
-SECRETS = [{"hub_token": "hf_秘密"}, {"accelerator_config": {"api_key": "秘密"}}, {"debug": [{"PASSWORD": "秘密"}]}]
+SECRETS = [
+    {"hub_token": "hf_秘密"},
+    {"accelerator_config": {"api_key": "秘密"}},
+    {"debug": [{"PASSWORD": "秘密"}]},
+    {"fsdp_config": '{"aws": {"secret-key": "秘密"}}'},  # JSON as text, as a flag gives it
+    {"deepspeed": {"env": {"accessToken": "秘密"}}},
+    {"deepspeed": {"env": ["PATH=/bin", "WANDB_API_KEY=秘密"]}},
+    {"project": "https://我:秘密@主机.cn/项目"},
+    {"run_name": "https://host/?token=秘密"},
+    {"run_name": "hf_abcdefghijklmnop秘密"},
+    {"debug": "Bearer 秘密"},
+]
 
 
 @pytest.mark.parametrize("trainer", SECRETS)
@@ -77,7 +88,17 @@ def test_a_secret_is_refused_and_never_shown(trainer: dict[str, object]) -> None
 
 
 def test_names_that_only_look_like_secrets_are_none() -> None:
-    check_no_secrets({"pack_length_tokens": 5, "tokenizer": "甲", "hub_token": None})
+    check_no_secrets({"pack_length_tokens": 5, "tokenizer": "甲", "hub_token": None, "use_auth": False})
+    check_no_secrets(
+        {"run_name": "学习率=1e-5, tokens=9", "project": "https://主机.cn:8080/@我", "deepspeed": "a/sk-1.json"}
+    )
+
+
+def test_a_secret_in_a_settings_file_is_refused_as_well(tmp_path: Path) -> None:
+    write_json(tmp_path / "设置.json", {"train_batch_size": "auto", "hub": {"token": "秘密"}})
+    with pytest.raises(UserError, match="a secret does not belong into settings") as caught:
+        arguments_of(TrainConfig(trainer={"deepspeed": str(tmp_path / "设置.json")}), Path("unused"))
+    assert caught.value.where == "trainer: deepspeed: hub: token"
 
 
 @pytest.mark.parametrize(
@@ -160,6 +181,7 @@ def test_parameters_and_positions_are_read_from_the_configuration(tmp_path: Path
             131072,
         ),
         ({"text_config": {"max_position_embeddings": 8192}}, 8192),
+        ({"n_ctx": 512, "rope_scaling": {"factor": float("inf")}}, 512),
         ({"alibi": True}, None),
     ],
 )

@@ -154,6 +154,18 @@ def encoded(example: Example, encode: Encode, max_length_tokens: int) -> tuple[T
     return (None, TOO_LONG) if len(sequence) > max_length_tokens else (sequence, "")
 
 
+def longer_than(
+    examples: Iterable[Example], num_tokens: int, *, encode: Encode, max_length_tokens: int
+) -> tuple[Example, ...]:
+    """Return the examples whose tokens, at most `max_length_tokens`, are more than `num_tokens`; too long ones too."""
+    found = []
+    for example in examples:
+        sequence, reason = encoded(example, encode, max_length_tokens)
+        if reason == TOO_LONG or (sequence is not None and len(sequence) > num_tokens):
+            found.append(example)
+    return tuple(found)
+
+
 def find_stop_reasons(abilities: Sequence[AbilityAudit], total: AbilityAudit) -> tuple[str, ...]:
     """Say in sentences what makes training pointless or wrong."""
     if total.num_rows == 0:

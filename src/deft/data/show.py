@@ -122,6 +122,11 @@ def files_told(sources: Sequence[FileRead], left_out: Sequence[LeftOut]) -> list
     for left in left_out:
         names_of[left.reason].append(left.name)
     for reason, names in names_of.items():
-        more = f" and {len(names) - NUM_NAMES_SHOWN:,} more" if len(names) > NUM_NAMES_SHOWN else ""
-        lines.append(f"not read: {', '.join(names[:NUM_NAMES_SHOWN])}{more} ({reason})")
+        lines.append(f"not read: {names_of_some(names)} ({reason})")
     return lines
+
+
+def names_of_some(names: Sequence[str]) -> str:
+    """Return the first of some names, and how many more there are."""
+    more = f" and {len(names) - NUM_NAMES_SHOWN:,} more" if len(names) > NUM_NAMES_SHOWN else ""
+    return f"{', '.join(names[:NUM_NAMES_SHOWN])}{more}"

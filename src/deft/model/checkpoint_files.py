@@ -7,15 +7,17 @@ headers and JSON are read here, and `.bin` files as plain tensors: no code from 
 import json
 import stat
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from deft.errors import UserError
 from deft.model.baichuan2.registration import register
+from deft.rundir import LARGEST_READ_BYTES
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-LARGEST_JSON_BYTES = 512 << 20
-"""Far above the largest tokenizer (35 MB)."""
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx")
+"""Of files that may have any size."""
 LARGEST_NUMBERS = {
     "num_hidden_layers": 10_000,
     "n_layer": 10_000,
@@ -31,6 +33,8 @@ LARGEST_NUMBERS = {
     "max_position_embeddings": 10_000_000_000,
 }
 """What a configuration may ask for at most: a model of more would be built for hours, or until memory ends."""
+SHARES = ("dropout", "_pdrop", "dropout_prob")
+"""Ends of the names of what is a share from 0 to 1."""
 OWN_ATTENTION = (None, "eager", "sdpa", "deft_rows_apart")
 """Names of attention that run nothing but what is installed; `org/name` would fetch code from a hub."""
 SMALL_FILES = (
@@ -118,25 +122,29 @@ def check_regular(folder: Path) -> None:
     """
     for name in SMALL_FILES:
         check_readable(folder / name)
-    for file in (*folder.glob("*.safetensors"), *folder.glob("*.bin")):
-        if file.exists() and not file.is_file():
-            raise UserError("this is no file", got=str(file), fix="copy or download the model again")
+    for file in (*folder.iterdir(), *folder.glob("*/*.jinja")):
+        holds_weights = file.suffix in WEIGHT_SUFFIXES
+        if holds_weights or not file.is_dir():
+            check_readable(file, limited=not holds_weights)
 
 
-def check_readable(file: Path) -> None:
-    """Check that a file, if it is there, is a regular one of a sane size.
+def check_readable(file: Path, *, limited: bool = True) -> None:
+    """Check that a file, if it is there, is a regular one, and of a sane size if its size is `limited`.
 
     Raises:
         UserError: saying what it is instead.
     """
     try:
         status = file.stat()
-    except OSError:
-        return
+    except OSError as error:
+        if not file.is_symlink():
+            return
+        fix = "copy or download the model again"
+        raise UserError("this link leads nowhere", got=str(file), fix=fix) from error
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
         raise UserError(f"this should be a file, and is {kind}", got=str(file), fix="copy or download the model again")
-    if status.st_size > LARGEST_JSON_BYTES:
+    if limited and status.st_size > LARGEST_READ_BYTES:
         fix = "copy or download that file again"
         raise UserError(
             "this file is far too large for what it is called",
@@ -154,13 +162,24 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     check_readable(file)
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"), parse_constant=number_of)
     except (OSError, ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise UserError(f"{file} cannot be read", got=reason, fix="copy or download that file again") from error
     if not isinstance(value, dict):
         raise UserError(f"{file} is not a JSON object", got=value, fix="copy or download that file again")
     return value
+
+
+def number_of(name: str) -> float:
+    """Return what JSON with numbers beyond its standard calls a number: there are settings without limit (Infinity).
+
+    Raises:
+        ValueError: if it is none (NaN).
+    """
+    if name == "NaN":
+        raise ValueError("NaN is no number that a setting can have")
+    return float(name.replace("Infinity", "inf"))
 
 
 def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
@@ -215,12 +234,20 @@ def check_architecture(folder: Path) -> None:
 
 
 def check_numbers(config: dict[str, Any], file: Path) -> None:
-    """Check that a configuration asks for a model that can be, and for attention that is installed.
+    """Check that a configuration asks for a model that can be, for its own weights, and for attention of deft's.
 
     Raises:
         UserError: naming the setting.
     """
-    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+    named = config.get("transformers_weights")
+    if named is not None and named not in {*WEIGHT_FILES, *(f"{name}.index.json" for name in WEIGHT_FILES)}:
+        fix = "take it out of the file, and call the weights model.safetensors"
+        raise UserError("the model names weights of another place", got=named, where=str(file), fix=fix)
+    for part in objects_in(config):
+        for name, value in part.items():
+            if name.endswith(SHARES) and isinstance(value, int | float) and not 0 <= value <= 1:
+                fix = "it is a share from 0 to 1: copy or download that file again"
+                raise UserError(f"a model cannot have this `{name}`", got=value, where=str(file), fix=fix)
         for name, most in LARGEST_NUMBERS.items():
             value = part.get(name)
             if isinstance(value, int | float) and not 0 <= value <= most:
@@ -232,6 +259,16 @@ def check_numbers(config: dict[str, Any], file: Path) -> None:
                 raise UserError(
                     "the model asks for attention that is not deft's", got=part[name], where=str(file), fix=fix
                 )
+
+
+def objects_in(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield a JSON object and all those in it: a configuration may hold those of its parts, at any depth."""
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, dict):
+            yield one
+        left += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
 
 
 def check_finite(model: Any, folder: Path) -> None:

@@ -6,6 +6,7 @@ ever runs: weights come from safetensors, or from `.bin` files read as plain ten
 """
 
 import difflib
+import os
 import re
 import sys
 import warnings
@@ -39,10 +40,14 @@ from deft.model.known import KNOWN_MODELS, find_known, models_folder
 from deft.model.pull import pull_hub
 
 if TYPE_CHECKING:
+    from logging import LogRecord
+
     import torch
     from transformers import PreTrainedTokenizerBase
 
 LONGEST_NAME = 1_000
+LONGEST_PART_BYTES = 255
+"""Of a path, between its slashes; what file systems allow."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 OWN_FOLDERS = {Path("models"), Path("runs")}
@@ -73,6 +78,8 @@ def find_model(name: str | Path, *, weights: bool = True) -> str | Path:
     Raises:
         UserError: if there is no such model, it has not been pulled, or its folder lacks files.
     """
+    if is_no_path(str(name)):
+        raise UserError("there is no such model", got=str(name), fix="give a folder, a hub id (org/name), or an alias")
     known = find_known(str(name))
     if known is not None:
         if known.hub_id is not None:
@@ -95,6 +102,12 @@ def find_model(name: str | Path, *, weights: bool = True) -> str | Path:
     if HUB_ID.fullmatch(str(name)) and not folder.parent.is_dir() and folder.parent not in OWN_FOLDERS:
         return str(name)
     raise unknown_model(str(name), folder)
+
+
+def is_no_path(name: str) -> bool:
+    """Say whether a name is empty, or too long for any file system: looking it up would be an error of its own."""
+    longest = max((len(os.fsencode(part)) for part in Path(name).parts), default=0)
+    return not name or len(name) > LONGEST_NAME or longest > LONGEST_PART_BYTES
 
 
 def unknown_model(name: str, folder: Path) -> UserError:
@@ -258,7 +271,7 @@ def load_weights(folder: Path, *, dtype: "torch.dtype", attn_implementation: str
         )
     if unused := sorted(report["unexpected_keys"]):
         message = f"{folder} holds {len(unused)} tensors that the model does not use: {', '.join(unused[:3])}"
-        warnings.warn(message, stacklevel=2)
+        warnings.warn(visible(message), stacklevel=2)  # names of tensors come from the file
     return model
 
 
@@ -308,6 +321,7 @@ def load_adapter(folder: Path, *, dtype: "torch.dtype", attn_implementation: str
         if "missing adapter keys" in str(warning.message):
             what, fix = f"{files[0]} lacks weights of the adapter", "copy or download that file again"
             raise UserError(what, got=first_line(str(warning.message)), fix=fix)
+    check_finite(adapted, folder)
     return adapted
 
 
@@ -320,7 +334,7 @@ def base_of(folder: Path) -> str | Path:
     """
     config = folder / ADAPTER_CONFIG
     base = read_json(config).get("base_model_name_or_path")
-    if not isinstance(base, str) or not base or len(base) > LONGEST_NAME:
+    if not isinstance(base, str) or is_no_path(base):
         raise UserError(f"{config} names no base model", got=base, fix="set base_model_name_or_path in it")
     if not Path(base).exists():
         if not Path(base).is_absolute() and (folder / base).is_dir():
@@ -369,11 +383,19 @@ def choose_dtype(device: "torch.device") -> "torch.dtype":
     return torch.bfloat16 if fast else torch.float32
 
 
+def shown_safely(record: "LogRecord") -> bool:
+    """Let a line of transformers' log pass, its control characters, which come from checkpoints, as escapes."""
+    record.msg, record.args = visible(record.getMessage(), keep="\n"), ()
+    return True
+
+
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep transformers' progress bars and warnings off the screen; its errors still show."""
     from transformers.utils import logging
 
+    for handler in logging.get_logger("transformers").handlers:
+        handler.addFilter(shown_safely)
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

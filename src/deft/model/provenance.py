@@ -15,7 +15,7 @@ from deft.errors import UserError
 from deft.model.checkpoint_files import ADAPTER_CONFIG
 from deft.model.known import KNOWN_MODELS, SOURCE_FILE, find_known
 from deft.model.load import HUB_ID, base_of, find_in_cache
-from deft.rundir import folder_fingerprint, read_object
+from deft.rundir import folder_fingerprint, read_object, read_regular
 
 HUB_SNAPSHOT = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]")
 NOT_TOLD = ("model", "train", "valid", "output_dir", "resume_training", "skip_broken", "trainer")
@@ -103,9 +103,9 @@ def license_in(folder: Path) -> str | None:
     import yaml
 
     try:
-        head = re.match(r"---\n(.*?)\n---", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+        head = re.match(r"---\n(.*?)\n---", read_regular(folder / "README.md").decode("utf-8"), re.DOTALL)
         values = yaml.safe_load(head[1]) if head else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError):
         return None
     found = values.get("license_name") or values.get("license") if isinstance(values, dict) else None
     return found if isinstance(found, str) else None
@@ -141,8 +141,8 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     """Return the JSON objects of a file of lines, up to the first that is damaged."""
     found: list[dict[str, Any]] = []
     try:
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in read_regular(file).decode("utf-8").splitlines():
             found.append(json.loads(line))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         pass
     return found

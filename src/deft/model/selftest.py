@@ -88,7 +88,8 @@ def other_ids(row: TokenSequence) -> NDArray[np.int32]:
 def has_experts(model: PreTrainedModel) -> bool:
     """Say whether a model sends tokens to experts: how many each gets, and so its kernels, change with neighbours."""
     config = model.config.get_text_config()
-    return any((getattr(config, name, None) or 0) > 1 for name in EXPERT_COUNTS)
+    counts = (getattr(config, name, None) for name in EXPERT_COUNTS)
+    return any(isinstance(count, int) and count > 1 for count in counts)
 
 
 def few_short_rows(rows: Sequence[TokenSequence]) -> list[TokenSequence]:

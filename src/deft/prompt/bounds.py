@@ -1,8 +1,8 @@
 """A chat template that was never rendered before is rendered in a process of its own first, with limits.
 
 A template is a program: loops, `*` on texts and filters that pad can take hours and all memory, when somebody only
-looks at a model that was downloaded. In: a template. Out: nothing, or the error that refuses it. Templates that passed
-are remembered by their hash.
+looks at a model that was downloaded. In: a template, and the variables it is given. Out: nothing, or the error that
+refuses it. Templates that passed are remembered by their hash.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ passed: set[str] = set()
 
 
 def check_template(template: str, template_kwargs: Mapping[str, Any]) -> None:
-    """Render a template that is new here with limits of time, memory and output.
+    """Render a template that is new here, with the variables it is given beside messages, within limits.
 
     Raises:
         UserError: if it exceeds one of them.
@@ -36,7 +36,7 @@ def check_template(template: str, template_kwargs: Mapping[str, Any]) -> None:
     if len(template) > LARGEST_TEMPLATE:
         raise UserError("the chat template is far too long", got=f"{len(template):,} characters", fix=REMEDY)
     request = json.dumps({"template": template, "kwargs": dict(template_kwargs)}, default=str)
-    key = hashlib.sha256(request.encode("utf-8", "surrogatepass")).hexdigest()
+    key = hashlib.sha256(request.encode("utf-8", "surrogatepass") + PROBER.read_bytes()).hexdigest()
     kept = cache_folder("templates")
     if key in passed or (kept is not None and (kept / key).exists()):
         return

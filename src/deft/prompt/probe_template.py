@@ -2,16 +2,26 @@
 
 In, on stdin: the template and its arguments as JSON. Out, on stdout: what limit it exceeds, or nothing. It imports
 jinja2 and the standard library alone, so that it starts at once and has nothing to lose.
+
+What a template can see of its surroundings is what transformers will show it: the same tags, filters, functions and
+variables. A difference would be a way for a template to behave well here, and to explode later.
 """
 
 import json
 import sys
+import time
+from itertools import product
+from typing import Any
 
+from jinja2 import Template, nodes
 from jinja2.exceptions import TemplateError
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-CPU_S = 3
+CPU_S = 2
+WORK_S = 1.0
+"""Of a processor, for compiling it and for all conversations; real templates take some milliseconds."""
 MEMORY_BYTES = 1 << 30
 MOST_CHARACTERS = 1_000_000
 """A rendered probe has a few thousand, nearly all of them its own messages."""
@@ -36,7 +46,39 @@ def conversations() -> list[list[dict[str, str]]]:
     ]
     system = [{"role": "system", "content": "系统 system"}]
     long = [{"role": turn["role"], "content": turn["content"] * 200} for turn in exchange]
-    return [exchange[:1], exchange, system + exchange, exchange * 2 + exchange[:1], exchange * 8, long]
+    marked = [{"role": turn["role"], "content": f"\ue000Turn{place}\ue001"} for place, turn in enumerate(exchange)]
+    lengths = [(exchange * 8)[:count] for count in range(1, 17)]
+    return [*lengths, system + exchange[:1], system + exchange, system + exchange * 2, long, marked, system + marked]
+
+
+class Generation(Extension):
+    """The tag around what a model writes; its block is rendered as it is."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2's own name and type)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """Read the block."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_written"), [], [], body).set_lineno(line)
+
+    def _written(self, caller: Any) -> Any:
+        return caller()
+
+
+def environment() -> ImmutableSandboxedEnvironment:
+    """Return an environment with all that transformers' has."""
+    found = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    found.filters["tojson"] = to_json
+    found.globals.update(raise_exception=raise_exception, strftime_now=time.strftime)
+    return found
+
+
+def to_json(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """Return a value as JSON."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def raise_exception(message: str) -> None:
@@ -46,29 +88,35 @@ def raise_exception(message: str) -> None:
 
 def find_fault(template: str, kwargs: dict[str, object]) -> str:
     """Say what limit a template exceeds; an empty text if none. One that refuses a conversation exceeds none."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
-    environment.globals.update(raise_exception=raise_exception, strftime_now=lambda form: form)
+    began_at = time.process_time()
     try:
-        compiled = environment.from_string(template)
-    except (RecursionError, MemoryError):
-        return "it is nested too deeply"
-    except Exception:  # a template that is none is told when it is used
-        return ""
-    for messages in conversations():
-        for for_reply in (False, True):
-            values = {"bos_token": "", "eos_token": "", "tools": None, **kwargs}
-            num_characters = 0
-            try:
-                for part in compiled.generate(messages=messages, add_generation_prompt=for_reply, **values):
-                    num_characters += len(part)
-                    if num_characters > MOST_CHARACTERS:
-                        return f"it writes more than {MOST_CHARACTERS:,} characters for a short conversation"
-            except (MemoryError, RecursionError) as error:
-                return f"it took too much memory ({type(error).__name__})"
-            except Exception:  # it refuses this conversation
-                continue
+        compiled = environment().from_string(template)
+        for messages, for_reply in product(conversations(), (False, True)):
+            values = {"tools": None, "documents": None, **kwargs}
+            if num_written(compiled, messages=messages, add_generation_prompt=for_reply, **values) > MOST_CHARACTERS:
+                return f"it writes more than {MOST_CHARACTERS:,} characters for a short conversation"
+            if time.process_time() - began_at > WORK_S:
+                return f"it takes more than {WORK_S:g} s for a few short conversations"
+    except (MemoryError, RecursionError) as error:
+        return f"it is nested too deeply, or takes too much memory ({type(error).__name__})"
+    except Exception:  # one that is none is told when it is used
+        pass
     return ""
+
+
+def num_written(compiled: Template, **values: Any) -> int:
+    """Return how many characters a template writes, counted until they are too many; 0 if it refuses."""
+    count = 0
+    try:
+        for part in compiled.generate(**values):
+            count += len(part)
+            if count > MOST_CHARACTERS:
+                break
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:  # of any kind: what a template calls raises what it likes
+        return 0
+    return count
 
 
 if __name__ == "__main__":

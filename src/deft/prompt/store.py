@@ -5,7 +5,6 @@ conversation as it was rendered; loading renders it again and compares.
 """
 
 import json
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +14,12 @@ from deft.prompt.format import ChatFormat
 from deft.prompt.role_tokens import RoleTokenFormat
 from deft.prompt.template import TemplateFormat
 from deft.prompt.turns import PROBE
-from deft.rundir import write_json
+from deft.rundir import read_regular, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FILE_NAME = "chat_format.json"
-LARGEST_BYTES = 64 << 20
 VERSION = 2
 """Of the file. Version 1, which named none, wrote no bos before role tokens."""
 
@@ -41,7 +39,7 @@ def load_chat_format(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> Chat
     if not path.exists():
         return None
     try:
-        stored = json.loads(read_small(path))
+        stored = json.loads(read_regular(path))
         if stored.get("version", 1) > VERSION:
             fix = "pip install --upgrade deft-llm"
             raise UserError("a newer deft wrote the chat format", got=stored["version"], where=str(path), fix=fix)
@@ -54,18 +52,6 @@ def load_chat_format(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> Chat
         if stored.get(name) != now:
             raise differs(path, name, stored.get(name), now)
     return chat_format
-
-
-def read_small(path: Path) -> str:
-    """Return the text of a file that must be one, and no larger than a chat format can be.
-
-    Raises:
-        OSError: if it is a folder, a pipe or a device, or larger.
-    """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_BYTES:
-        raise OSError("it is no file, or far too large")
-    return path.read_text(encoding="utf-8")
 
 
 def rebuild(stored: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> ChatFormat:

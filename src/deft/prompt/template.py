@@ -93,7 +93,7 @@ class TemplateFormat:
         self.template_kwargs = dict(template_kwargs or {})
         if "date_string" in self.template:
             self.template_kwargs.setdefault("date_string", FROZEN_DATE.strftime("%d %b %Y"))
-        check_template(self.template, self.template_kwargs)
+        check_template(self.template, {**tokenizer.special_tokens_map, **self.template_kwargs})
         self._guard = Guard(tokenizer)
         self._skeletons: dict[tuple[tuple[str, ...], bool], Skeleton] = {}
         self.has_system_role = self._shows_system()
@@ -338,9 +338,12 @@ def rewrites(what: str, text: str) -> NotTrainable:
 def find_template(tokenizer: "PreTrainedTokenizerBase", chat_template: str | None) -> str:
     """Return the template to use: the one given (text, or a name that the tokenizer knows), or the tokenizer's own."""
     try:
-        return tokenizer.get_chat_template(chat_template)
+        found: object = tokenizer.get_chat_template(chat_template)
     except ValueError as error:
         raise UserError("the tokenizer has no chat template to use", got=str(error), fix=REMEDY) from error
+    if not isinstance(found, str):
+        raise UserError("the tokenizer's chat template is no text", got=found, fix=REMEDY)
+    return found
 
 
 def freeze_date(template: str) -> str:

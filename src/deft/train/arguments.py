@@ -96,16 +96,17 @@ def further_settings(given: dict[str, Any]) -> dict[str, Any]:
         UserError: for a name that `TrainingArguments` does not know, a file that is not there, or a DeepSpeed file that
             would overrule the run's own schedule or optimizer without a word.
     """
-    check_no_secrets(given)
     found: dict[str, Any] = {}
     for name, text in given.items():
         value = text
         if isinstance(text, str):
             with suppress(json.JSONDecodeError):
                 value = json.loads(text)
+        check_no_secrets({name: value})
         check_passed(name)
         if name in FILE_SETTINGS and isinstance(value, str):
             value = read_settings_file(name, Path(value))
+            check_no_secrets({name: value})  # TensorBoard's record of a run tells all that is passed on
         found[name] = value
     check_trackers(found.get("report_to"))
     deepspeed = found.get("deepspeed")

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
+from transformers import TrainerState
 
 from deft.errors import UserError
-from deft.manifest import find_fault
-from deft.rundir import DISK_FAULTS, beside, remove
+from deft.manifest import MANIFEST, find_fault
+from deft.rundir import DISK_FAULTS, beside, read_regular, remove
 
 NAME = re.compile(r"checkpoint-(\d+)")
 POSITION_FILE = "position.json"
@@ -35,6 +36,8 @@ def why_not_to_resume(checkpoint: Path, *, verify: bool) -> str | None:
     """
     if verify and (fault := find_fault(checkpoint)) is not None:
         return fault
+    if verify and (checkpoint / POSITION_FILE).exists() and not (checkpoint / MANIFEST).exists():
+        return f"{MANIFEST} is missing"  # checkpoints of earlier versions had neither
     missing = [name for name in ("scheduler.pt", "trainer_state.json") if not is_filled(checkpoint / name)]
     if not any(is_filled(found) for name in OPTIMIZER_FILES for found in checkpoint.glob(name)):
         missing.insert(0, "optimizer.pt")
@@ -43,15 +46,15 @@ def why_not_to_resume(checkpoint: Path, *, verify: bool) -> str | None:
     if missing:
         return f"it has no {', '.join(missing)}, so it holds a model and not where its training stood"
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
-    except (OSError, ValueError, KeyError, TypeError):
+        state = TrainerState(**json.loads(read_regular(checkpoint / "trainer_state.json")))
+    except (OSError, ValueError, TypeError, RecursionError):
         return "trainer_state.json is damaged"
-    return None
+    return None if state.global_step == checkpoint_step(checkpoint) else "trainer_state.json is of another step"
 
 
 def is_filled(path: Path) -> bool:
-    """Say whether a path is a file with something in it, or a folder."""
-    return path.is_dir() or (path.is_file() and path.stat().st_size > 0)
+    """Say whether a path is a file with something in it, or a folder of shards (none of which is called `x.pt`)."""
+    return (path.is_dir() and not path.suffix) or (path.is_file() and path.stat().st_size > 0)
 
 
 def last_whole(run: Path, *, verify: bool) -> tuple[Path | None, list[tuple[Path, str]]]:

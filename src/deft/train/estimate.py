@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
-from deft.errors import UserError
-from deft.model.checkpoint_files import first_line
-from deft.model.load import choose_device, choose_dtype, quiet_transformers
+from deft.model.load import choose_device, choose_dtype
+from deft.model.size import read_model_config
 from deft.prompt.format import EncodeResult
 from deft.train.arguments import further_settings
 from deft.train.config import TrainConfig
@@ -330,17 +329,3 @@ def advise(planner: Planner, own: MemoryEstimate, memories: Sequence[MemoryEstim
         with_it = " with --gradient-checkpointing" if found.gradient_checkpointing else ""
         return f"{found.method}{with_it} fits"
     return "no setting fits: take a smaller model, more devices (--devices), or shorter rows (--max-length-tokens)"
-
-
-def read_model_config(folder: Path) -> PreTrainedConfig:
-    """Read a model's configuration; no code of the checkpoint runs.
-
-    Raises:
-        UserError: if transformers cannot read it.
-    """
-    try:
-        with quiet_transformers():
-            return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        fix = "copy or download its config.json again; an adapter is estimated by naming its base model"
-        raise UserError(f"the configuration in {folder} cannot be read", got=first_line(error), fix=fix) from error

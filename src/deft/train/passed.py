@@ -112,7 +112,18 @@ PASSED = frozenset(
 )
 """What transformers is told as it is."""
 
-SECRET = re.compile(r"(^|.*_)(token|secret|password|passwd|api_?key|credentials?|private_key)", re.IGNORECASE)
+SECRET_NAME = re.compile(
+    r".*(token|secrets?|passw(or)?ds?|passphrase|(^|_)(pwd|auth)|(api|access|private)_?keys?|credentials?"
+    r"|authorization|bearer)(_?(key|value|id|text|string))?",
+    re.IGNORECASE,
+)
+"""A name that ends so, its words joined by `_`, is that of a secret."""
+SECRET_VALUE = re.compile(
+    r"\w://[^/\s:@]*:[^/\s@]+@"  # a password in a URL
+    r"|\b(hf_|sk-|gh[opsu]_|github_pat_|glpat-|xox[abp]-|AKIA|AIza)[\w-]{12,}"
+    r"|\bBearer\s+\S|-----BEGIN [A-Z ]*PRIVATE KEY"
+)
+"""Text that can only be a secret, whatever its name: a URL with a password, and keys that say what they are."""
 
 
 def check_passed(name: str) -> None:
@@ -138,14 +149,25 @@ def check_no_secrets(values: Any, place: str = "trainer") -> None:
     """
     if isinstance(values, Mapping):
         for name, value in values.items():
-            if SECRET.fullmatch(str(name)) and value:
-                fix = (
-                    "take it out, and set the environment variable that its library reads (HF_TOKEN, WANDB_API_KEY, …)"
-                )
-                raise UserError(
-                    "a secret does not belong into settings, which are kept", where=f"{place}: {name}", fix=fix
-                )
-            check_no_secrets(value, f"{place}: {name}")
+            where = f"{place}: {name}"
+            if names_secret(str(name)) and value and not isinstance(value, bool):
+                raise secret_found(where)
+            check_no_secrets(value, where)
     elif isinstance(values, list | tuple):
         for value in values:
             check_no_secrets(value, place)
+    elif isinstance(values, str):
+        assigned = (part.partition("=") for part in re.split(r"[\s,;&?]+", values))  # NAME=value
+        if SECRET_VALUE.search(values) or any(value and names_secret(name) for name, _, value in assigned):
+            raise secret_found(place)
+
+
+def names_secret(name: str) -> bool:
+    """Say whether a name is that of a secret."""
+    return SECRET_NAME.fullmatch(re.sub(r"\W", "_", name)) is not None
+
+
+def secret_found(where: str) -> UserError:
+    """Return the refusal of a setting that holds a secret."""
+    fix = "take it out, and set the environment variable that its library reads (HF_TOKEN, WANDB_API_KEY, …)"
+    return UserError("a secret does not belong into settings, which are kept", where=where, fix=fix)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from accelerate import PartialState
@@ -25,7 +25,8 @@ def joined() -> Iterator[PartialState]:
         leave(processes)
         raise
     if processes.num_processes > 1:
-        processes.wait_for_everyone()
+        with suppress(RuntimeError):  # a signal has ended another one since: its work was done, as is this one's
+            processes.wait_for_everyone()
     leave(processes)
 
 

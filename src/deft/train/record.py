@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deft.errors import UserError
-from deft.rundir import write_text, written_whole
+from deft.rundir import read_regular, write_text, written_whole
 from deft.train.checkpoint import checkpoint_step
 
 SUMMARY_KEYS = {"train_runtime"}
@@ -109,16 +109,17 @@ def read_rows(folder: Path) -> list[RowLoss]:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's `metrics.jsonl`, up to the first that a crash cut off or damaged."""
-    path = folder / "metrics.jsonl"
-    if not path.exists():
+    try:
+        lines = read_regular(folder / "metrics.jsonl").splitlines()
+    except OSError:
         return []
     found = []
-    for line in path.read_bytes().splitlines():
+    for line in lines:
         try:
             values = json.loads(line)
             if not isinstance(values["step"], int):
                 break
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             break
         found.append(values)
     return found

@@ -203,18 +203,15 @@ def settled(config: TrainConfig, model: Path, console: Console) -> TrainConfig:
     """Return the settings with those that depend on the model: its learning rates, and rows within its positions.
 
     Raises:
-        UserError: if the last learning rate is above the first.
+        UserError: if the last learning rate is above the first, or no model can be made from the configuration.
     """
-    chosen = config
+    size = num_parameters(model)
+    chosen = with_rates(config, size)
     if config.learning_rate is None:
-        size = num_parameters(model)
-        chosen = with_rates(config, size)
         rates = "{first:g}" if config.lr_schedule == "constant" else "{first:g} to {last:g}"
         what = f"learning rate {rates}, the default for {{method}} training of {{size}} parameters"
         first, last = chosen.learning_rate, chosen.end_learning_rate
         say(console, what, method=config.method, size=format_parameters(size), first=first, last=last)
-    else:
-        chosen = with_rates(config, 0)
     return within_positions(chosen, model, console)
 
 

@@ -15,12 +15,21 @@ from deft.rundir import (
     folder_fingerprint,
     new_run_folder,
     read_object,
+    read_regular,
     remove,
     versions,
     write_json,
     write_text,
 )
-from deft.train.checkpoint import POSITION_FILE, checkpoint_step, last_whole, link_to, remove_leftovers, set_aside
+from deft.train.checkpoint import (
+    POSITION_FILE,
+    checkpoint_step,
+    checkpoints,
+    last_whole,
+    link_to,
+    remove_leftovers,
+    set_aside,
+)
 from deft.train.config import TrainConfig
 from deft.train.order import Position
 from deft.types import TokenSequence
@@ -104,13 +113,15 @@ def find_unfinished(runs: Path, identity: dict[str, Any], allow_changed: Sequenc
     known = set(flat(identity))
     if unknown := [name for name in allow_changed if name not in known]:
         raise UserError("allow_changed names nothing of a run", got=unknown[0], fix=did_you_mean(unknown[0], known))
-    unfinished = []
-    for file in sorted(runs.glob("*/run.json"), reverse=True):
-        stored = read_identity_of_run(file)
-        if not stored["finished"] and not file.parent.is_symlink():
-            unfinished.append((file.parent, stored))
+    folders = [path for path in sorted(runs.glob("*/"), reverse=True) if not path.is_symlink()]
+    recorded = [path for path in folders if os.path.lexists(path / "run.json")]
+    unfinished = [(path, read_identity_of_run(path / "run.json")) for path in recorded]
+    unfinished = [(path, stored) for path, stored in unfinished if not stored["finished"]]
     if not unfinished:
-        raise UserError("there is no unfinished run to resume", where=str(runs), fix="start without --resume-training")
+        lost = next((path.name for path in folders if path not in recorded and checkpoints(path)), None)
+        got = f"{lost} has checkpoints and no run.json" if lost else None
+        fix = "start without --resume-training"
+        raise UserError("there is no unfinished run to resume", got=got, where=str(runs), fix=fix)
     folder, stored = unfinished[0]
     before, now = flat(stored), flat(identity)
     changed = [name for name in now if before.get(name) != now[name] and name not in allow_changed]
@@ -175,11 +186,11 @@ def read_identity_of_run(file: Path) -> dict[str, Any]:
         UserError: if it is damaged, or is no record of a run.
     """
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
+        stored = json.loads(read_regular(file))
         if isinstance(stored["finished"], bool) and isinstance(stored["settings"], dict):
             return stored
         problem = "`finished` or `settings` is of the wrong type"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         problem = f"{type(error).__name__}: {error}"
     fix = "move that run's folder out of the way"
     raise UserError("the record of a run is damaged", got=problem, where=str(file), fix=fix)

@@ -4,57 +4,46 @@ What stays transformers' is what it does well: the optimizer and its schedule, d
 """
 
 import math
-import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
 
-from deft.manifest import write_manifest
 from deft.model.likelihood import PackedRows, SupervisedNLL
 from deft.model.memory_fault import is_out_of_memory
-from deft.model.stops import name_stops
 from deft.prompt.format import ChatFormat
-from deft.prompt.store import save_chat_format
-from deft.rundir import remove, sync, sync_folder, write_json
 from deft.screen import say
-from deft.train.checkpoint import POSITION_FILE, mark_best, prune_checkpoints
 from deft.train.divergence import DivergenceWatch
 from deft.train.order import Batch, BatchLoader, Position, RowOrder, Share
 from deft.train.out_of_memory import free_memory, shorter_capacity
 from deft.train.processes import any_of_them
 from deft.train.progress import Progress
 from deft.train.record import RowLoss, RunRecord, loss_by_ability, mean_loss
+from deft.train.saving import CheckpointingTrainer
 from deft.train.schedule import Schedule
 from deft.train.sharding import keep_losses_exact, shard_on_cpu
 from deft.types import TokenSequence
 
 
-class SupervisedTrainer(Trainer):
+class SupervisedTrainer(CheckpointingTrainer):
     """Trains on packs of whole rows; the head runs on supervised positions only; every row's loss is recorded.
 
     The gradient of a step is that of the mean loss over all its supervised tokens, however its rows fall into packs
     and accumulation batches.
     """
-
-    model: Any
-    processing_class: Any
-    """Both are always given; transformers declares them optional."""
 
     def __init__(
         self,
@@ -327,81 +316,6 @@ class SupervisedTrainer(Trainer):
         if self.is_world_process_zero():
             self.record.log(values)
         self.progress.logged(values)
-
-    # -- checkpoints --------------------------------------------------------------------------------------------------
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save a checkpoint under a temporary name and rename it when it is whole; then delete what is too many."""
-        self.gather_met_rows()
-        run = Path(str(self.args.output_dir))
-        final = run / f"checkpoint-{self.state.global_step}"
-        mine = None
-        if self.is_world_process_zero() and not final.exists():
-            mine = tempfile.mkdtemp(prefix=".", suffix=".partial", dir=run)
-        [staging] = broadcast_object_list([mine])
-        if staging is None:
-            return
-        self.args.output_dir = staging
-        try:
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.is_world_process_zero():
-                self.finish_checkpoint(Path(staging) / final.name, final)
-        finally:
-            self.args.output_dir = str(run)
-            if self.is_world_process_zero():
-                remove(Path(staging))
-        self.accelerator.wait_for_everyone()
-
-    def finish_checkpoint(self, staged: Path, final: Path) -> None:
-        """Add deft's own files to a checkpoint that all processes have written, and let it take its place."""
-        run = final.parent
-        if self.state.best_global_step:
-            self.state.best_model_checkpoint = str(run / f"checkpoint-{self.state.best_global_step}")
-        self.state.save_to_json(str(staged / "trainer_state.json"))
-        self.record.save_rows(staged)
-        write_json(staged / POSITION_FILE, asdict(self.position))
-        write_manifest(staged)
-        sync(staged)
-        staged.rename(final)
-        sync_folder(run)
-        self.record.save_rows(run)
-        best_step = self.state.best_global_step or self.state.global_step
-        mark_best(run, best_step)
-        prune_checkpoints(run, keep=self.keep_checkpoints, best_step=best_step)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save weights (safetensors), tokenizer, generation config and chat format; no pickled arguments beside them.
-
-        Where a model is sharded, every process comes here, but only the one that writes was given the weights.
-        """
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or self.record.folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        is_adapter = hasattr(self.model, "peft_config")
-        whole_modules: dict[str, Any] = (
-            {"save_embedding_layers": False} if is_adapter else {}
-        )  # they are in the adapter
-        if state_dict is not None and not is_adapter:  # collected from several processes, tied weights are there twice
-            tied = self.model.all_tied_weights_keys
-            state_dict = {name: tensor for name, tensor in state_dict.items() if name not in tied}
-        if is_adapter:
-            name_base_wholly(self.model)
-        name_stops(self.model, self.processing_class, self.chat_format)
-        self.model.save_pretrained(folder, state_dict=state_dict, **whole_modules)
-        if is_adapter:
-            self.model.generation_config.save_pretrained(folder)
-        self.processing_class.save_pretrained(folder)
-        save_chat_format(self.chat_format, folder)
-
-
-def name_base_wholly(model: Any) -> None:
-    """Have an adapter name a folder as its base model by the whole path: a relative one means nothing elsewhere."""
-    for config in model.peft_config.values():
-        base = config.base_model_name_or_path
-        if base and Path(base).is_dir():
-            config.base_model_name_or_path = str(Path(base).resolve())
 
 
 class Steps(TrainerCallback):
