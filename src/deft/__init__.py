@@ -1,9 +1,13 @@
 """deft: find how little data each ability needs, train on exactly that, and prove it."""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deft.serve.assistant import Assistant
+
+# Where the package `kernels` is installed, transformers fetches code from a hub for layers that a model names.
+os.environ.setdefault("USE_HUB_KERNELS", "NO")
 
 __version__ = "0.1.0"
 __all__ = ["Assistant", "__version__"]

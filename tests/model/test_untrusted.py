@@ -263,3 +263,7 @@ def test_a_name_that_no_file_can_have(tmp_path: Path, name: str) -> None:
         find_folder(name)
     with pytest.raises(UserError, match="names no base model"):
         base_of(adapter(tmp_path / "适配器", name))
+
+
+def test_transformers_is_told_to_fetch_no_kernels() -> None:
+    assert os.environ["USE_HUB_KERNELS"] == "NO"
