@@ -115,6 +115,22 @@ CASES = [
         {},
     ),
     FormatCase(
+        "conversation",
+        {
+            "conversation": [
+                {"role": "user", "content": "你好"},
+                {"role": "assistant", "content": "你好！"},
+                {"role": "user", "content": "一加一等于几？"},
+                {"role": "assistant", "content": "二。"},
+            ],
+            "conversation_id": "甲",
+            "turn": 2,
+        },
+        QAQA,
+        None,
+        {"conversation_id": "甲", "turn": 2},
+    ),
+    FormatCase(
         "query_response",
         {"system": SYSTEM[1], "history": [["你好", "你好！"]], "query": "一加一等于几？", "response": "二。", "n": 1.5},
         [SYSTEM, *QAQA],

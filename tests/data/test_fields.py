@@ -49,6 +49,16 @@ PROMPTS = [
     ({"prompt": [ASK], "completion": [{"role": "Model", "content": "八条。"}]}, ["蜘蛛有几条腿？", "八条。"]),
     ({"question": "一加一？", "answer": "二", "id": 7}, ["一加一？", "二"]),
     (ALPACA | {"query": "写一首诗"}, ["写一首诗", "床前明月光"]),
+    ({"Question ": "河名？", "CONTEXT": "磨坊在湘江边。", "Answer": "湘江"}, ["磨坊在湘江边。\n河名？", "湘江"]),
+    ({"指令": "译成英语", "输入": "河", "输出": "river", "来源": "网"}, ["译成英语\n河", "river"]),
+    ({"编号": 3, "问题": "一加一？", "回答": "二"}, ["一加一？", "二"]),
+    ({"inputs": "译成英语：河", "targets": "river", "task_name": "译"}, ["译成英语：河", "river"]),
+    ({"conversations": ["你好", "你好！"], "source": "论坛"}, ["你好", "你好！"]),
+    ({"conversations": [{"role": "user", "value": "你好"}, {"role": "bot", "value": "嗯"}]}, ["你好", "嗯"]),
+    (
+        {"prompt": json.dumps([ASK]), "completion": "[{'role': 'bot', 'content': '八条。'}]"},
+        ["蜘蛛有几条腿？", "八条。"],
+    ),
 ]
 
 
@@ -82,6 +92,18 @@ MARKS = [
     (ALPACA | {"thinking": "想一想"}, "thinking"),
     ({"prompt": "一加一？", "chosen": "二", "rejected": "三"}, "chosen"),
     ({"conversation": [{"human": "你好", "assistant": "你好！"}], "history": [["甲", "乙"]]}, "history"),
+    (ALPACA | {"Label": 0}, "Label"),
+    (ALPACA | {"label": "-1"}, "label"),
+    (ALPACA | {"is_safe": False}, "is_safe"),
+    (ALPACA | {"is_correct": "FALSE"}, "is_correct"),
+    (ALPACA | {"image_url": "http://图/1.jpg"}, "image_url"),
+    (ALPACA | {"image_id": 42}, "image_id"),
+    (ALPACA | {"sample_weight": 0.1}, "sample_weight"),
+    (ALPACA | {"tool_list": "[{}]"}, "tool_list"),
+    (chat() | {"rejected_response": "六条。"}, "rejected_response"),
+    (chat(training=False), "training"),
+    (chat(mask=True), "mask"),
+    (chat(train_detail=[{"begin_offset": 0, "end_offset": 1, "train": False}]), "train_detail"),
 ]
 
 
@@ -90,8 +112,8 @@ def test_a_mark_that_changes_what_a_row_means_is_refused_by_name(row: dict[str, 
     with pytest.raises(UserError) as caught:
         make_example(row)
     assert f"(`{name}`)" in caught.value.what
-    assert f"--ignore-fields {name}" in str(caught.value.fix)
     if name != "chosen":  # without it there is no reply at all
+        assert f"--ignore-fields {name}" in str(caught.value.fix)
         assert make_example(row, choice=FieldChoice.parse([name])).messages
 
 
@@ -131,12 +153,12 @@ def test_text_in_most_rows_that_nothing_uses_stops_the_reading(write_lines: Writ
         read_examples(path)
     assert caught.value.what.startswith("most rows hold text in `提示`, which the format alpaca does not use")
     assert (caught.value.where, caught.value.got) == (f"{path}:1", "押韵")
-    assert "input=提示" in str(caught.value.fix) and "--ignore-fields 提示" in str(caught.value.fix)
+    assert "--fields prompt=instruction+input+提示,response=output" in str(caught.value.fix)
+    assert "--ignore-fields 提示" in str(caught.value.fix)
     ignored = read_examples(path, ignore_fields=["提示,别的"])
     assert ignored.unused == () and dict(ignored.examples[0].meta) == {}
-    mapped = read_examples(path, fields=["prompt=instruction+提示", "response=output"], skip_broken=True)
-    assert mapped.examples[1].messages[0].content == "写一首诗\n不押韵"
-    assert mapped.broken[0].reason == "the row lacks a column that --fields names"
+    mapped = read_examples(path, fields=["prompt=instruction+input+提示,response=output"])
+    assert [one.messages[0].content for one in mapped.examples[1:]] == ["写一首诗\n不押韵", "写一首诗"]
 
 
 def test_fields_in_few_rows_or_without_text_are_counted_with_an_example(write_lines: Write) -> None:
@@ -164,6 +186,121 @@ def test_what_only_repeats_the_conversation_is_harmless(write_lines: Write) -> N
     lines = [ALPACA | {"prompt": "另写一首"}]
     with pytest.raises(UserError, match="most rows hold text in `prompt`"):
         read_examples(write_lines(lines))
+
+
+TURNS = [{"from": "human", "value": "你好"}, {"from": "gpt", "value": "你好！"}]
+LOST = [
+    (
+        {"messages": [ASK | {"提示": "用诗答"}, {"role": "assistant", "content": "八条。", "提示": ""}]},
+        "messages[].提示",
+    ),
+    ({"messages": [ASK | {"name": "小明"}, {"role": "assistant", "content": "八条。"}]}, "messages[].name"),
+    (
+        {"conversation": [{"human": "你好", "assistant": "哈", "system": "海盗"}, {"human": "嗯", "assistant": "哈"}]},
+        "conversation[].system",
+    ),
+    ({"id": "0123456789abcdef", "messages": chat()["messages"], "context": "磨坊在湘江边。"}, "context"),
+    ({"instruction": "译成英语", "source": "河", "target": "river"}, "source"),
+    ({"task": "将下面的句子译成英语。", "input": "河", "output": "river"}, "task"),
+    ({"knowledge": "磨坊在湘江边。", "question": "哪条河？", "answer": "湘江"}, "knowledge"),
+    (ALPACA | {"target_language": "法语"}, "target_language"),
+    (ALPACA | {"output_format": "五言"}, "output_format"),
+    (ALPACA | {"tokens": ["小明", "去", "长沙"]}, "tokens"),
+    (ALPACA | {"label": "差"}, "label"),
+    ({"question": "湘江", "answer": "河", "document": "湘江是一条河，流经长沙。"}, "document"),
+    ({"Question": "哪个？", "Choices": ["苹果", "铁"], "Answer": "苹果"}, "Choices"),
+]
+
+
+@pytest.mark.parametrize(("row", "name"), LOST, ids=[name for _, name in LOST])
+def test_text_that_a_harmless_name_or_a_later_turn_would_hide_is_told(
+    row: dict[str, Any], name: str, write_lines: Write
+) -> None:
+    path = write_lines([row])
+    with pytest.raises(UserError, match="most rows hold text in") as caught:
+        read_examples(path)
+    assert f"`{name}`" in caught.value.what
+    advice = str(caught.value.fix)
+    ignoring = advice.rpartition("--ignore-fields ")[2]
+    assert read_examples(path, ignore_fields=[ignoring]).examples
+    assert ("--fields" in advice) == ("[]" not in name)
+    if "--fields" in advice:  # what the error advises can be followed
+        [used] = read_examples(path, fields=[advice.partition("--fields ")[2].partition(", or")[0]]).examples
+        value = row[name]
+        assert (value if isinstance(value, str) else "\n".join(value)) in "\n".join(
+            one.content for one in used.messages
+        )
+
+
+REAL = [
+    {
+        "conversations": TURNS,
+        "instruction": "你好",
+        "response": "你好！",
+        "knowledge": "要会问好。",
+        "llama_guard_2": "safe",
+    },
+    {"conversations": TURNS, "title": "关于问好的对话。", "views": 3, "avatarUrl": "图"},
+    {"messages": chat()["messages"], "channel": "主", "full_topic": "生活/动物"},
+    ALPACA
+    | {"Unnamed: 0": "5", "language_code": "zho", "input_tokens": 3, "难度": "易", "category": "诗", "images": [None]},
+    ALPACA | {"source": "一篇文章，讲到湘江。", "notes": "写得好。", "quality": "high", "is_safe": True, "label": 1},
+]
+
+
+@pytest.mark.parametrize("row", REAL)
+def test_real_sets_need_no_flag_for_what_is_harmless(row: dict[str, Any], write_lines: Write) -> None:
+    assert read_examples(write_lines([row])).unused == ()
+
+
+PAIRS = [
+    ({"instruction": "问好", "input": "诗", "chosen": "春", "rejected": "滚"}, ["问好\n诗", "春"]),
+    (
+        {"prompt": "问好", "chosen": [ASK, {"role": "assistant", "content": "八条。"}], "rejected": []},
+        ["蜘蛛有几条腿？", "八条。"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "contents"), PAIRS, ids=["texts", "turns"])
+def test_a_pair_can_be_read_for_its_better_reply_as_the_error_says(row: dict[str, Any], contents: list[str]) -> None:
+    with pytest.raises(UserError, match="a better and a worse reply") as caught:
+        make_example(row)
+    fields, _, ignored = str(caught.value.fix).partition("--fields ")[2].partition(" --ignore-fields ")
+    assert said(row, choice=FieldChoice.parse([ignored], [fields])) == contents
+
+
+ADVISED = [
+    ({"标题": "春", "我的问题": "一加一？", "标准答案": "二"}, "--fields prompt=我的问题,response=标准答案"),
+    ({"source": "河", "target": "river"}, "--fields prompt=source,response=target"),
+    ({"id": "0", "data": ["你好", "你好！"]}, "--fields messages=data"),
+    ({"dialog": chat()["messages"]}, "--fields messages=dialog"),
+]
+
+
+@pytest.mark.parametrize(("row", "flag"), ADVISED, ids=[flag for _, flag in ADVISED])
+def test_an_unknown_format_can_be_read_as_the_error_says(row: dict[str, Any], flag: str) -> None:
+    with pytest.raises(UserError, match="in no known format") as caught:
+        make_example(row)
+    assert flag in str(caught.value.fix)
+    assert len(said(row, choice=FieldChoice.parse([], [flag.removeprefix("--fields ")]))) in (2, 4)
+
+
+def test_no_reply_is_advised_where_no_column_looks_like_one() -> None:
+    with pytest.raises(UserError) as caught:
+        make_example(
+            {"title": "湘江", "context": "磨坊在湘江边。", "question": "哪条河？", "answers": {"text": ["湘江"]}}
+        )
+    assert "response=question" not in str(caught.value.fix)
+
+
+def test_rows_may_lack_named_columns_but_no_column_may_be_missing_everywhere(write_lines: Write) -> None:
+    path = write_lines([{"题": "写诗", "解": "春"}, {"题": "写诗", "补": "秋", "解": "叶"}, {"补": "秋", "解": "叶"}])
+    read = read_examples(path, fields=["prompt=题+补,response=解"])
+    assert [one.messages[0].content for one in read.examples] == ["写诗", "写诗\n秋", "秋"]
+    with pytest.raises(UserError, match="the row lacks a column") as caught:
+        read_examples(path, fields=["prompt=题+补,response=解,system=人设"])
+    assert caught.value.got == "人设"
 
 
 @pytest.mark.parametrize(
@@ -221,7 +358,7 @@ def test_what_deft_wrote_is_read_again_without_a_word(write_lines: Write, tmp_pa
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_meta_of_any_name_comes_back(tmp_path: Path, suffix: str) -> None:
     messages = [Message(role="user", content="问"), Message(role="assistant", content="答")]
-    meta = {"label": False, "images": ["图"], "system_prompt": "甲", "weight": 0.5}
+    meta = {"label": False, "images": ["图"], "system_prompt": "甲", "weight": 0.5, "Label": 0, "image_url": "图"}
     written = Example.create(messages, meta=meta)
     write_examples(tmp_path / f"出{suffix}", [written])
     [read] = read_examples(tmp_path / f"出{suffix}").examples

@@ -113,7 +113,7 @@ BROKEN = [
     ({"messages": [ASK]}, "the last message should be from the assistant", "user"),
     ({"messages": [REPLY]}, "message 1 should be from the user", "assistant: 答"),
     ({"messages": [ASK, ASK, REPLY]}, "message 2 should be from the assistant", "user: 问"),
-    ({"messages": ["问", "答"]}, "a turn has no `role`", "问"),
+    ({"messages": [["问", "答"]]}, "a turn has no `role`", ["问", "答"]),
     ({"messages": [{"content": "问"}]}, "a turn has no `role`", {"content": "问"}),
     ({"messages": [{"role": "老师", "content": "问"}]}, "unknown role", "老师"),
     ({"messages": [{"role": ["user"], "content": "问"}]}, "unknown role", ["user"]),
@@ -151,7 +151,7 @@ def test_wrong_rows_say_why(row: Any, what: str, got: object) -> None:
 
 def test_unknown_format_lists_the_known_ones() -> None:
     with pytest.raises(UserError) as caught:
-        parse_row({"问题": "1+1"})
+        parse_row({"甲": "1+1"})
     assert caught.value.fix == "the known formats are " + ", ".join(known.name for known in FORMATS)
 
 

@@ -72,6 +72,28 @@ def test_a_bare_list_of_turns_is_one_conversation(read: Any, text: str) -> None:
     assert len(result.examples) == 1 + text.count("\n")
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_fields_beside_a_list_of_turns_are_fields_of_the_row(read: Any, indent: int | None) -> None:
+    [row] = read(text_of({"id": "甲", "system": "你是海盗", "items": FROMS}, indent)).examples
+    assert [one.content for one in row.messages] == ["你是海盗", "你好", "你好！"]
+    with pytest.raises(UserError, match=r"marked as bad \(`label`\)"):
+        read(text_of({"label": False, "items": FROMS}, indent))
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize(
+    "beside", [{"definition": "译成英语"}, {"system": "你是海盗"}, {"label": False}, {"tools": "[{}]"}]
+)
+@pytest.mark.parametrize("is_first", [False, True])
+def test_what_would_be_lost_beside_the_rows_is_refused(
+    read: Any, beside: dict[str, Any], indent: int | None, is_first: bool
+) -> None:
+    rows = {"data": ROWS}
+    with pytest.raises(UserError, match="beside the list of rows") as caught:
+        read(text_of(beside | rows if is_first else rows | beside, indent))
+    assert "write it into each of the rows" in str(caught.value.fix)
+
+
 def test_what_stands_beside_the_rows_is_told(read: Any) -> None:
     for text in (text_of({"版本": 1, "data": ROWS, "作者": {"甲": 1}}), text_of({"说明": {}, "data": ROWS, "页": [1]})):
         result = read(text)

@@ -290,6 +290,7 @@ def test_parquet_export(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([{"query": "问", "response": "答", "图": b"\x00"}]), path)
     error = error_of(path)
     assert (error.what, error.where) == ("column `图` holds bytes, which JSON cannot", f"{path}:1")
+    assert len(read_examples(path, ignore_fields=["图"]).examples) == 1
     path.write_bytes(b"PAR1 cut short")
     assert (error_of(path).what, error_of(path).where) == ("cannot read the Parquet file", f"{path}:1")
 

@@ -79,6 +79,12 @@ def test_every_cell_is_text_and_an_index_is_left_out(tmp_path: Path) -> None:
         read_examples(path)
 
 
+def test_spaces_after_separators_are_layout(tmp_path: Path) -> None:
+    path = tmp_path / "表.csv"
+    path.write_text('问题, 回答\n"你好, 吗", "好, 的"\n再见, 嗯\n', encoding="utf-8")
+    assert pairs(read_examples(path)) == [("你好, 吗", "好, 的"), ("再见", "嗯")]
+
+
 def test_conversations_in_cells(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "你好，\n世界"}, {"role": "assistant", "content": "“好”"}]
     path = tmp_path / "表.csv"
@@ -207,6 +213,25 @@ def test_formulas_without_results_and_error_cells_are_told(tmp_path: Path) -> No
         (f"{path}:2", "cell B2 holds a formula without a result", "=1+1"),
         (f"{path}:3", "cell B3 holds an error", "#N/A"),
     ]
+
+
+def test_cells_that_are_merged_are_told_where_only_one_holds_their_text(tmp_path: Path) -> None:
+    path = tmp_path / "表.xlsx"
+    records = [
+        ["instruction", "input", "output"],
+        ["译成英语", "河", "river"],
+        [None, "山", "hill"],
+        ["写", "诗", "春"],
+    ]
+    book = workbook(path, 一=records, 二=[*records, [None, None, None]])
+    book["一"].merge_cells("A2:A3")
+    book["二"].merge_cells("A5:C6")  # nothing but looks
+    book.save(path)
+    result = read_examples(path, skip_broken=True)
+    assert [(one.source, one.reason, one.got) for one in result.broken[:1]] == [
+        (f"{path}:3", "a cell is merged with others, and one alone holds its text", "译成英语")
+    ]
+    assert pairs(result)[:2] == [("译成英语\n河", "river"), ("写\n诗", "春")]
 
 
 def test_other_archives_and_damaged_workbooks_are_told(tmp_path: Path) -> None:

@@ -149,8 +149,8 @@ def rows_of(batches: Iterator[Any], growth: Growth) -> Iterator[NumberedRow]:
 
 
 def table_row(record: dict[str, Any]) -> Any:
-    """Return a table's row with JSON values, or the `UserError` that names the column that has none."""
-    row = {}
+    """Return a table's row with JSON values, with a `UserError` in the place of one that has none."""
+    row: dict[str, Any] = {}
     for column, value in record.items():
         if value is None or (isinstance(value, float) and math.isnan(value)):
             continue
@@ -158,9 +158,9 @@ def table_row(record: dict[str, Any]) -> Any:
             return too_long(f"cell of column `{column}`")
         try:
             row[column] = json_value(value)
-        except TypeError:
-            what = f"column `{column}` holds {type(value).__name__}, which JSON cannot"
-            return UserError(what, fix="leave the column out of the file, or make it text")
+        except TypeError as error:  # only if the column counts, which is known later
+            fix = f"leave the column out of the file, or make it text, or --ignore-fields {column}"
+            row[column] = UserError(f"column `{column}` holds {error}, which JSON cannot", fix=fix)
     return row
 
 

@@ -1,6 +1,7 @@
 """Rows whose lists are written as text, as tables have to, go in; rows with lists come out."""
 
 import ast
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +11,9 @@ from deft.errors import UserError, shorten
 
 LIST_FIELDS = ("messages", "conversations", "conversation", "history")
 """The fields that hold lists in every format."""
+PAIR_FIELDS = ("prompt", "completion", "response", "chosen")
+"""The fields that hold text, or lists of turns."""
+TURNS = re.compile(r"\s*\[\s*\{\s*[\"'](role|content|from|value)[\"']\s*:")
 MAX_LITERAL_CHARACTERS = 1_000_000
 
 
@@ -26,6 +30,10 @@ def with_lists(row: dict[str, Any], *, named: Iterable[str] = ()) -> dict[str, A
         text = row.get(name)
         if isinstance(text, str) and (not text.strip() or text.lstrip().startswith(("[", "{"))):
             changed[name] = listed(name, text) if text.strip() else None
+    for name in PAIR_FIELDS:
+        text = row.get(name)
+        if isinstance(text, str) and TURNS.match(text):
+            changed[name] = listed(name, text)
     if not changed:
         return row
     read = row | changed

@@ -4,10 +4,11 @@ In: `--ignore-fields` and `--fields`, and a row. Out: the row as a known format 
 """
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from deft.data.fields import is_lines
 from deft.errors import UserError, did_you_mean
 from deft.types import Example
 
@@ -24,6 +25,8 @@ TARGETS = {
 """What a column can be named as by `--fields`, and the field of a known format that it then stands in for."""
 CONVERSATION = frozenset({"prompt", "input", "response", "messages"})
 """Targets that make the conversation: where one is named, no other column is taken for a part of it."""
+NEEDED = frozenset({"prompt", "response", "messages"})
+JOINED = frozenset({"system", "prompt", "input", "response"})
 STANDING = ("system", "system_prompt", "system_message", "history", "type", "ability", "id")
 """Fields that keep their meaning beside a conversation out of named columns."""
 ABILITY_COLUMNS = (
@@ -52,11 +55,14 @@ def ability_column(examples: Sequence[Example]) -> tuple[str, int] | None:
 class FieldChoice:
     """`ignored` fields count as absent, in rows and in messages; `columns` gives each target its columns.
 
-    Several columns of one target make one text, line after line.
+    Several columns of one target make one text, line after line, and so do the texts of a list. Rows may lack columns
+    as long as they have a prompt and a reply.
     """
 
     ignored: frozenset[str] = frozenset()
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set, compare=False)
+    """The names of the rows' columns so far."""
 
     @property
     def list_columns(self) -> tuple[str, ...]:
@@ -92,15 +98,16 @@ class FieldChoice:
         return cls(ignored=frozenset(ignored), columns=columns)
 
     def apply(self, row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the row as a known format has it, and the fields that stay outside of it.
+        """Return a row, `without` what is ignored, as a known format has it, and the fields that stay outside of it.
 
         Raises:
             UserError: if the row lacks a column that is named, or text is asked of one that holds none.
         """
-        row = without(row, self.ignored)
         if not self.columns:
             return row, {}
-        named = {TARGETS[target]: self.value(row, columns) for target, columns in self.columns.items()}
+        self.seen.update(row)
+        named = {TARGETS[target]: self.value(row, target) for target in self.columns}
+        named = {name: value for name, value in named.items() if value is not None}
         gone = {column for columns in self.columns.values() for column in columns}
         rest = {name: value for name, value in row.items() if name not in gone}
         if not self.columns.keys() & CONVERSATION:
@@ -108,23 +115,53 @@ class FieldChoice:
         standing = {name: rest.pop(name) for name in STANDING if name in rest and name not in named}
         return standing | named, rest
 
-    def value(self, row: Mapping[str, Any], columns: Sequence[str]) -> Any:
-        """Return what the columns of one target hold.
+    def value(self, row: Mapping[str, Any], target: str) -> Any:
+        """Return what the columns of one target hold, None if the row has none of them.
 
         Raises:
-            UserError: if one is missing, or one of several is no text.
+            UserError: if the target is a part that every row needs, or one of several columns is no text.
         """
-        for column in columns:
-            if column not in row:
-                near = difflib.get_close_matches(column, row, n=1)
-                advice = f"did you mean {near[0]!r}? " if near else ""
-                fix = f"{advice}the row has: {', '.join(row) or 'nothing'}"
-                raise UserError("the row lacks a column that --fields names", got=column, fix=fix)
-            if len(columns) > 1 and not isinstance(row[column], str | None):
+        columns = self.columns[target]
+        there = [column for column in columns if row.get(column) is not None]
+        if not there and target in NEEDED:
+            raise lacking(columns[0], row)
+        if target not in JOINED or (len(columns) == 1 and not isinstance(row.get(columns[0]), list)):
+            return row.get(columns[0])
+        for column in there:
+            if not is_lines(row[column]):
                 fix = "name columns of text, or leave the row out"
                 raise UserError(f"`{column}` is not text", got=row[column], fix=fix)
-        values = [row[column] for column in columns]
-        return values[0] if len(values) == 1 else "\n".join(one for one in values if one and one.strip())
+        lines = [line for column in there for line in ([row[column]] if isinstance(row[column], str) else row[column])]
+        return "\n".join(line for line in lines if line.strip())
+
+    def extended(self, mapping: str) -> str:
+        """Return what `--fields` would say to use one more column, {}, where `mapping` is that without this choice."""
+        said = {target: "+".join(names) for target, names in self.columns.items()}
+        if not said or not mapping:
+            return mapping
+        for target, _, names in (pair.partition("=") for pair in mapping.split(",")):
+            said[target] = f"{said[target]}+{{}}" if target in said and "{}" in names else said.get(target, names)
+        return ",".join(f"{target}={names}" for target, names in said.items())
+
+    def check_seen(self) -> None:
+        """Refuse a column that no row has.
+
+        Raises:
+            UserError: naming the first such column, and the nearest name.
+        """
+        for columns in self.columns.values():
+            for column in columns:
+                if column not in self.seen:
+                    raise lacking(column, sorted(self.seen))
+
+
+def lacking(column: str, names: Iterable[str]) -> UserError:
+    """Return the error for a column that is named and is not among the names of a row."""
+    names = list(names)
+    near = difflib.get_close_matches(column, names, n=1)
+    advice = f"did you mean {near[0]!r}? " if near else ""
+    fix = f"{advice}there are: {', '.join(names) or 'none'}"
+    return UserError("the row lacks a column that --fields names", got=column, fix=fix)
 
 
 def without(value: Any, ignored: Collection[str]) -> Any:

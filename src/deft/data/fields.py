@@ -8,6 +8,7 @@ nothing. `columns` is where a user decides by hand.
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from deft.errors import UserError, shorten
@@ -16,35 +17,45 @@ Row = Mapping[str, Any]
 
 HARMLESS_NAMES = frozenset(
     """
-    id uuid uid guid idx index row turn_index hash md5 sha1 sha256 minhash cluster embedding
+    id uuid uid guid idx index row turn_index hash md5 sha1 sha256 minhash cluster embedding 编号 序号
 
     source sources dataset data_source original_dataset origin original_source subset split file filename file_name
     path url urls link license licence copyright author creator annotator annotators generator engine model model_name
-    models teacher version revision citation
+    models teacher version revision citation resource channel avatarurl country 来源 出处 链接 作者 版本
 
-    date time datetime timestamp created updated
+    date time datetime timestamp created updated 日期 时间
 
-    category categories cat task tasks task_type task_name tag tags topic topics subtopic domain domains subdomain
-    subject subjects field area kind type ability skill skills intent intention knowledge difficulty level grade
-    language languages lang locale format genre
-
-    score scores rating ratings rank quality reward rewards perplexity ppl ifd length toxicity toxic safe safety
-    redacted verified reviewed approved votes upvotes likes comment comments note notes remark remarks metadata meta
-    name
-
-    编号 序号 来源 出处 数据来源 链接 网址 作者 许可 日期 时间 版本 模型
-    能力 类别 类型 分类 任务 任务类型 科目 领域 主题 话题 标签 关键词 难度 等级 语言
-    得分 评分 分数 质量 备注
+    verified reviewed redacted votes upvotes likes views comment comments note notes remark remarks metadata meta name
+    备注 编号 序号 数据来源 网址 许可
     """.split()  # noqa: SIM905
 )
-"""What tells rows apart, where they come from, when, of which kind they are, and what somebody thought of them."""
-HARMLESS_PATTERN = re.compile(
-    r"(.*_)?(ids?|url|score|scores|rating|quality|reward|ppl|perplexity|length|len|count|tokens|time|date|lang|language"
-    r"|category|type|source|hash|difficulty|model|verified|format)|(num|n|is|has|len|count|min|max|avg|mean)_.*|_.*|"
-)
+"""What tells rows apart, where they come from, when, and what somebody thought of them: harmless whatever they hold."""
+HARMLESS_PATTERN = re.compile(r"(.*_)?(ids?|url|source|hash|time|date|model|verified)|_.*|")
 """The same by their form, a name that begins with an underscore and the nameless index of a table among them."""
+LABEL_NAMES = frozenset(
+    """
+    category categories cat task tasks task_name tag tags topic topics subtopic domain domains subdomain subject
+    subjects field area kind ability skill skills intent intention level grade languages locale genre method
+    能力 类别 类型 分类 任务 任务类型 领域 学科 科目 主题 话题 标签 关键词 难度 等级 语言 分数 评分 得分 质量
+
+    rank ranks ratings rewards ifd toxic toxicity safe safety format question_format file_format
+    """.split()  # noqa: SIM905
+)
+"""Of which kind rows are, and what was measured of them: harmless as long as they hold labels or numbers."""
+LABEL_PATTERN = re.compile(
+    r"(.*_)?(scores?|rating|quality|reward|ppl|perplexity|length|len|count|lang|language|language_code|category|type|difficulty|topic)"
+    r"|.+_tokens|(num|n|is|has|len|count|min|max|avg|mean)_.*|unnamed:_\d+"
+)
+WANTED_PATTERN = re.compile(r"(target|tgt|to|desired|required|expected)_.*")
+"""What the reply is to be like (`target_language`): no label of the row, but a part of what is asked."""
+MAX_LABEL_CHARACTERS = 80
+NO_LABEL = re.compile(r"[\r\n]|[.!?:。！？：]\s*$")
+"""Lines, and what ends as a sentence does."""
 
 DAY = re.compile(r"\d{4}[-/]\d{1,2}[-/]\d{1,2}([T ][\d:.,+Z-]*)?$")
+
+RENDERED_END = re.compile(r"\s*(<[^<>\s]+>\s*|### *End\s*)*")
+"""What may follow the reply in a prompt as it was rendered: the marks that end it."""
 
 Says = Callable[[Any], bool]
 
@@ -58,10 +69,10 @@ class Meaning:
 
 
 def is_off(value: Any) -> bool:
-    """Say whether a flag is off; 0 and text as a table has it count as well."""
+    """Say whether a flag is off; numbers, and text as a table has it, count as well."""
     if isinstance(value, str):
-        return value.strip().lower() in ("false", "no", "0", "0.0")
-    return value is not None and value == 0
+        return value.strip().lower() in ("false", "no", "0", "0.0", "-1")
+    return value in (0, -1)
 
 
 def is_not_one(value: Any) -> bool:
@@ -81,48 +92,77 @@ def is_on(value: Any) -> bool:
 
 
 def is_there(value: Any) -> bool:
-    """Say whether there is any content; empty lists, also as text, are none."""
+    """Say whether there is any content; empty lists, also as text, are none, nor are lists of nothing."""
     if isinstance(value, str):
         return value.strip().lower() not in ("", "[]", "{}", "null", "none", "nan")
-    return value not in (None, [], {}, False)
+    if isinstance(value, list):
+        return any(map(is_there, value))
+    return value not in (None, {}, False)
 
 
 NOT_LOSS = "a reply is marked as not to be trained, or with a weight of its own"
+BAD = Meaning(what="a reply is marked as bad", says=is_off)
+WEIGHT = Meaning(what=NOT_LOSS, says=is_not_one)
+HIDDEN = Meaning(what=NOT_LOSS, says=is_on)
+MEDIA = Meaning(what="a row with images, sound or film is not text alone", says=is_there)
+TOOLS = Meaning(what="tool calls are not trained yet", says=is_there)
+PAIR = Meaning(what="a pair of a better and a worse reply is not trained yet", says=is_there)
+REASONING = Meaning(what="reasoning beside the reply is not trained yet", says=is_there)
 MEANINGS: dict[str, Meaning] = {
-    **dict.fromkeys(("label", "kto_tag"), Meaning(what="a reply is marked as bad", says=is_off)),
+    **dict.fromkeys(("label", "kto_tag", "kto_label"), BAD),
     **dict.fromkeys(
-        ("train", "trainable", "weight", "loss_weight", "loss_mask", "loss_scale", "output_with_loss"),
-        Meaning(what=NOT_LOSS, says=is_not_one),
+        ("train", "trainable", "training", "weight", "loss_mask", "loss_scale", "output_with_loss"), WEIGHT
     ),
-    **dict.fromkeys(("masked",), Meaning(what=NOT_LOSS, says=is_on)),
-    **dict.fromkeys(
-        ("image", "images", "audio", "audios", "video", "videos", "image_path", "audio_path", "video_path"),
-        Meaning(what="a row with images, sound or film is not text alone", says=is_there),
-    ),
-    **dict.fromkeys(
-        ("tools", "functions", "available_tools", "tool_calls", "function_call", "function_calls", "tool_call_id"),
-        Meaning(what="tool calls are not trained yet", says=is_there),
-    ),
-    **dict.fromkeys(
-        ("chosen", "rejected"),
-        Meaning(what="a pair of a better and a worse reply is not trained yet", says=is_there),
-    ),
-    **dict.fromkeys(
-        ("reasoning_content", "reasoning", "thinking"),
-        Meaning(what="reasoning beside the reply is not trained yet", says=is_there),
-    ),
+    **dict.fromkeys(("mask", "masked", "is_masked", "ignore", "skip"), HIDDEN),
+    **dict.fromkeys(("train_detail", "training_detail"), Meaning(what=NOT_LOSS, says=is_there)),
+    **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), REASONING),
     **dict.fromkeys(("history",), Meaning(what="earlier turns stand in `history`", says=is_there)),
 }
 """Fields that are refused by name where their value says something, in rows and in single messages."""
 MEANINGS["loss"] = Meaning(what=NOT_LOSS, says=is_off)
 """A number under `loss` is a measurement; only a flag that is off changes what the row means."""
+MEANING_PATTERNS: tuple[tuple[re.Pattern[str], Meaning], ...] = (
+    (
+        re.compile(r"(is_|was_)?(correct|good|safe|desirable|desired|acceptable|accepted|approved|preferred|valid)"),
+        BAD,
+    ),
+    (re.compile(r"is_(chosen|helpful|selected)"), BAD),
+    (re.compile(r"(loss|sample|example|row|token|turn|message)_weights?"), WEIGHT),
+    (
+        re.compile(
+            r"(image|img|picture|photo|audio|video|speech|wav)s?"
+            r"(_?(ids?|paths?|files?|file_?names?|urls?|base64|b64|bytes|data|list))?"
+        ),
+        MEDIA,
+    ),
+    (
+        re.compile(r"(available_)?(tool|function|api)(s|s?_(list|definitions?|schemas?|calls?|call_id|responses?))"),
+        TOOLS,
+    ),
+    (re.compile(r"(.*_)?(chosen|rejected)(_(response|answer|output|reply|completion|message|conversation)s?)?"), PAIR),
+)
+"""The same by their form."""
+
+
+@lru_cache(maxsize=4096)
+def meaning_of(name: str) -> Meaning | None:
+    """Return what a field of this name may say that changes the row, or None."""
+    plain = plain_name(name)
+    by_form = (meaning for pattern, meaning in MEANING_PATTERNS if pattern.fullmatch(plain))
+    return MEANINGS.get(plain) or next(by_form, None)
+
+
+def plain_name(name: str) -> str:
+    """Return a name as the tables of this module write it."""
+    return name.strip().lower().replace("-", "_").replace(" ", "_")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnusedField:
     """A field that no row of a format had used: `num_text` of the `num_rows` rows that have it hold text there.
 
-    `format_rows` counts all rows of the format; `example` is a value and `source` the place where it was read.
+    `format_rows` counts all rows of the format; `example` is a value and `source` the place where it was read;
+    `mapping` is what `--fields` would say to use the field, or "" where it cannot.
     """
 
     format: str
@@ -132,6 +172,7 @@ class UnusedField:
     format_rows: int
     example: str
     source: str
+    mapping: str = ""
 
     def __str__(self) -> str:
         return (
@@ -151,10 +192,13 @@ class UnusedFields:
     def __init__(self) -> None:
         self.rows: dict[str, int] = {}
         self.counts: dict[tuple[str, str], list[int]] = {}
-        self.first: dict[tuple[str, str], tuple[bool, str, str]] = {}
+        self.first: dict[tuple[str, str], tuple[bool, str, str, str]] = {}
 
-    def count(self, format_name: str, unused: Row, source: str) -> None:
-        """Count one row; a value with text in it is kept as the example before one without."""
+    def count(self, format_name: str, unused: Row, source: str, mapping: str = "") -> None:
+        """Count one row; a value with text in it is kept as the example before one without.
+
+        `mapping` is what `--fields` would say to use a field of it, with {} in its place.
+        """
         self.rows[format_name] = self.rows.get(format_name, 0) + 1
         for name, value in unused.items():
             key, textual = (format_name, name), holds_text(value)
@@ -162,7 +206,8 @@ class UnusedFields:
             counts[0] += 1
             counts[1] += textual
             if key not in self.first or (textual and not self.first[key][0]):
-                self.first[key] = (textual, shorten(value), source)
+                told = mapping if "[]." not in name and is_lines(value) else ""
+                self.first[key] = (textual, shorten(value), source, told.replace("{}", name))
 
     def result(self) -> tuple[UnusedField, ...]:
         """Return what was counted, those most likely missed first."""
@@ -175,6 +220,7 @@ class UnusedFields:
                 format_rows=self.rows[key[0]],
                 example=self.first[key][1],
                 source=self.first[key][2],
+                mapping=self.first[key][3],
             )
             for key, (num_rows, num_text) in self.counts.items()
         ]
@@ -193,12 +239,12 @@ def check_unused(fields: Sequence[UnusedField]) -> None:
     first = missed[0]
     listed = ", ".join(f"`{field.name}`" for field in missed)
     ignoring = ",".join(dict.fromkeys(field.name.rpartition("[].")[2] for field in missed))
-    mapping = "" if "[]." in first.name else f"say what it is (--fields prompt=…,input={first.name},response=…), or "
+    mapping = next((f"say what it is, such as --fields {field.mapping}, or " for field in missed if field.mapping), "")
     raise UserError(
         f"most rows hold text in {listed}, which the format {first.format} does not use: the model would never see it",
         got=first.example,
         where=first.source,
-        fix=f"{mapping}say that it is not wanted (--ignore-fields {ignoring})",
+        fix=f"{mapping}say that it is not wanted: --ignore-fields {ignoring}",
     )
 
 
@@ -212,29 +258,68 @@ def check_meanings(fields: Row) -> None:
         UserError: naming the first such field and its value.
     """
     for name, value in fields.items():
-        meaning = MEANINGS.get(name.lower())
+        meaning = meaning_of(name)
         if meaning is not None and meaning.says(value):
-            fix = f"take such rows out, or, if it means nothing here, --ignore-fields {name}"
-            raise UserError(f"{meaning.what} (`{name}`)", got=value, fix=fix)
+            raise UserError(f"{meaning.what} (`{name}`)", got=value, fix=advice_on(meaning, name, fields))
 
 
-def unused_of(rest: Row, messages: Sequence[str], known: Collection[str] = ()) -> dict[str, Any]:
+def advice_on(meaning: Meaning, name: str, fields: Row) -> str:
+    """Say how to train in spite of a field that changes what the row means."""
+    better, asked = (
+        fields.get("chosen"),
+        [one for one in ("instruction", "input", "prompt", "question") if one in fields],
+    )
+    if meaning is PAIR and is_there(better) and (asked or isinstance(better, list)):
+        target = "messages=chosen" if isinstance(better, list) else f"prompt={'+'.join(asked)},response=chosen"
+        return f"take such rows out, or train on the better reply alone: --fields {target} --ignore-fields rejected"
+    alike = [other for other, value in fields.items() if meaning_of(other) is meaning and meaning.says(value)]
+    return f"take such rows out, or, if it means nothing here, --ignore-fields {','.join(alike) or name}"
+
+
+def unused_of(
+    rest: Row, messages: Sequence[str], known: Collection[str] = (), doubted: Collection[str] = ()
+) -> dict[str, Any]:
     """Return the fields of `rest` that a user should hear of.
 
-    Left out are those `known` to the format, those that are harmless by name, those without content, and those that
-    only repeat the messages' contents (a whole prompt as it was rendered, a first question).
+    Left out are those `known` to the format, those that are harmless (unless `doubted`), those without content, and
+    those that only repeat the messages' contents (a whole prompt as it was rendered, a first question).
     """
     return {
         name: value
         for name, value in rest.items()
-        if name not in known and not is_harmless(name) and is_there(value) and not repeats(value, messages)
+        if name not in known
+        and (name in doubted or not is_harmless(name, value))
+        and is_there(value)
+        and not repeats(value, messages)
     }
 
 
-def is_harmless(name: str) -> bool:
-    """Say whether a field of this name says something about a row only."""
-    plain = name.strip().lower().replace("-", "_").replace(" ", "_")
-    return plain in HARMLESS_NAMES or plain in MEANINGS or HARMLESS_PATTERN.fullmatch(plain) is not None
+def is_harmless(name: str, value: Any = None) -> bool:
+    """Say whether a field of this name, with this value, says something about a row only."""
+    kind = kind_of(name)
+    return kind == "free" or (kind == "label" and is_label(value)) or (kind == "mark" and not holds_text(value))
+
+
+@lru_cache(maxsize=4096)
+def kind_of(name: str) -> str:
+    """Return what the name says of a field: a `mark` changes the row, a `label` is harmless as one, `free` always."""
+    plain = plain_name(name)
+    if meaning_of(name) is not None:
+        return "mark"
+    if WANTED_PATTERN.fullmatch(plain):
+        return "unknown"
+    if plain in HARMLESS_NAMES or HARMLESS_PATTERN.fullmatch(plain):
+        return "free"
+    return "label" if plain in LABEL_NAMES or LABEL_PATTERN.fullmatch(plain) else "unknown"
+
+
+def is_label(value: Any) -> bool:
+    """Say whether a value is a label or a number, or holds nothing else, rather than a text to be read."""
+    if isinstance(value, str):
+        return len(value) <= MAX_LABEL_CHARACTERS and NO_LABEL.search(value) is None
+    if isinstance(value, Mapping):
+        return all(map(is_label, value.values()))
+    return not isinstance(value, list) or all(map(is_label, value))
 
 
 def holds_text(value: Any) -> bool:
@@ -244,6 +329,11 @@ def holds_text(value: Any) -> bool:
     if isinstance(value, Mapping):
         return any(map(holds_text, value.values()))
     return isinstance(value, list) and any(map(holds_text, value))
+
+
+def is_lines(value: Any) -> bool:
+    """Say whether a value is text, or a list of texts, which can stand in a prompt line after line."""
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
 
 
 def is_number(text: str) -> bool:
@@ -264,6 +354,7 @@ def repeats(value: Any, messages: Sequence[str]) -> bool:
 
 
 def holds_exchange(rendered: str, exchange: Sequence[str]) -> bool:
-    """Say whether a rendered prompt holds every line of a question, so that it adds nothing but its frame."""
+    """Say whether a rendered prompt holds every line of a question and ends with its reply: it adds only its frame."""
     lines = [line.strip() for line in exchange[0].splitlines() if line.strip()]
-    return len(rendered) > len(exchange[0]) and all(line in rendered for line in lines) and exchange[1] in rendered
+    before, reply, after = rendered.rpartition(exchange[1].strip())
+    return bool(reply) and RENDERED_END.fullmatch(after) is not None and all(line in before for line in lines)

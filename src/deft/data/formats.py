@@ -10,8 +10,19 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deft.data.fields import check_meanings, is_harmless
-from deft.data.turns import ParsedRow, Row, finish, message, text, turn, turn_rest, with_system
+from deft.data.fields import check_meanings
+from deft.data.names import INSTRUCTION, MATERIAL, REPLIES, advice_for, known_names, renamed
+from deft.data.turns import (
+    ParsedRow,
+    Row,
+    finish,
+    gather_rest,
+    message,
+    text,
+    turn,
+    turn_rest,
+    with_system,
+)
 from deft.errors import UserError
 from deft.types import Message
 
@@ -19,12 +30,14 @@ MARKER = re.compile(r"(Human|Assistant)[ \t]*[:：]")
 MARKER_AT_LINE_START = re.compile(r"^[ \t]*(Human|Assistant)[ \t]*[:：]", re.MULTILINE)
 
 
-REPLIES = ("output", "response", "target", "completion", "answer")
-"""Fields that hold the reply to one question; a format that takes any of them takes the first that is there."""
-MATERIAL = ("passage", "context")
-"""What a question is about. It stands where people put it: after an instruction, before a question."""
 DOIT_FIELDS = ("question_format", "choices", "answer")
 COIG_FIELDS = ("task_type", "domain", "answer_from", "human_verified", "copyright")
+MAGPIE_FIELDS = (
+    *("gen_input_configs", "intent", "knowledge", "quality_explanation", "llama_guard_2", "other_task_category"),
+    *("task_category_generator", "difficulty_generator", "quality_generator"),
+)
+TURN_FIELDS = ("title",)
+"""What these formats have beside the conversation: nothing that the model should see."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,38 +71,52 @@ def find_format(row: object) -> Format:
     """
     if not isinstance(row, dict):
         raise UserError("the row is not a JSON object", got=row, fix='a row looks like {"messages": […]}')
-    for known in FORMATS:
-        if known.matches(row):
-            return known
+    if known := matching(row):
+        return known
     check_meanings(row)
-    keys = ", ".join(row) or "(none)"
-    raise UserError("the row is in no known format", got=f"keys {keys}", fix=advice_for(row))
+    fix = advice_for(row, {known.name: known.keys for known in FORMATS})
+    raise UserError("the row is in no known format", got=f"keys {', '.join(row) or '(none)'}", fix=fix)
 
 
-def advice_for(row: Row) -> str:
-    """Say which format a row comes nearest to, what it lacks for it, and how to name its columns instead."""
-    names = {name.strip().lower() for name in row}
-    nearest = max(FORMATS, key=lambda known: len(names & {*known.keys}) / len(known.keys))
-    lacking = [key for key in nearest.keys if key not in names]
-    parts = []
-    if len(lacking) < len(nearest.keys):
-        parts.append(f"the nearest format is {nearest.name}, for which it lacks {' and '.join(lacking) or 'its shape'}")
-    texts = [name for name, value in row.items() if isinstance(value, str) and not is_harmless(name)]
-    if len(texts) > 1:
-        parts.append(f"if these are its prompt and reply: --fields prompt={texts[0]},response={texts[-1]}")
-    return "; ".join(parts) or "the known formats are " + ", ".join(known.name for known in FORMATS)
+def matching(row: Row) -> Format | None:
+    """Return the first format that matches the row, or None."""
+    return next((known for known in FORMATS if known.matches(row)), None)
+
+
+def recognised(row: object) -> tuple[Format, dict[str, str]]:
+    """Return the format of a row, and the fields to be renamed for it (`known_names`), if it needs that.
+
+    Raises:
+        UserError: as `find_format` does.
+    """
+    known = matching(row) if isinstance(row, dict) else None
+    if known is None and isinstance(row, dict) and (named := known_names(row)):
+        known = matching(renamed(row, named))
+        if known is not None:
+            return known, named
+    return known or find_format(row), {}
 
 
 def parse_turns(row: Row, key: str) -> ParsedRow:
-    """Parse a list of turns under `key`, each with `role` and `content`, or with `from` and `value`."""
+    """Parse a list of turns under `key`: objects with a role and a text, or only texts, the first of them the user's.
+
+    The role stands under `role` or `from`, the text under `content` or `value`.
+    """
     made: list[Message | None] = []
     rest: dict[str, Any] = {}
-    for item in row[key]:
-        names = ("from", "value") if isinstance(item, dict) and "from" in item else ("role", "content")
+    for place, item in enumerate(row[key]):
+        if isinstance(item, str):
+            made.append(message("assistant" if place % 2 else "user", item))
+            continue
+        names = ("role", "content")
+        if isinstance(item, dict) and ("from" in item or "value" in item):
+            names = ("from" if "from" in item else "role", "value" if "value" in item else "content")
         made.append(turn(item, *names))
-        rest |= {f"{key}[].{name}": value for name, value in turn_rest(item, *names).items() if not is_harmless(name)}
+        if len(item) > 2:
+            gather_rest(rest, key, turn_rest(item, *names))
     messages = with_system(row, [one for one in made if one is not None])
-    return finish(row, messages, used=(key,), known=DOIT_FIELDS if is_doit(row) else (), turns=rest)
+    known = DOIT_FIELDS if is_doit(row) else MAGPIE_FIELDS if is_magpie(row) else TURN_FIELDS
+    return finish(row, messages, used=(key,), known=known, turns=rest)
 
 
 def parse_messages(row: Row) -> ParsedRow:
@@ -102,6 +129,11 @@ def parse_conversations(row: Row) -> ParsedRow:
     return parse_turns(row, "conversations")
 
 
+def parse_conversation(row: Row) -> ParsedRow:
+    """Parse `conversation[{role, content}]`, as logs of chats have it."""
+    return parse_turns(row, "conversation")
+
+
 def parse_swift(row: Row) -> ParsedRow:
     """Parse the `conversation[{human, assistant}]` of Swift, with an optional `system` beside it."""
     messages: list[Message] = []
@@ -110,7 +142,7 @@ def parse_swift(row: Row) -> ParsedRow:
         messages += [message("user", pair.get("human")), message("assistant", pair.get("assistant"))]
         others = turn_rest(pair, "human", "assistant")
         check_meanings(others)
-        rest |= {f"conversation[].{name}": value for name, value in others.items() if not is_harmless(name)}
+        gather_rest(rest, "conversation", others)
     return finish(row, with_system(row, messages), used=("conversation",), turns=rest)
 
 
@@ -129,11 +161,14 @@ def parse_question(row: Row, prompt: Sequence[str], replies: Sequence[str], know
             fix = 'it should read ["question", "reply"]'
             raise UserError("an entry of `history` is not a question and a reply", got=pair, fix=fix)
         messages += [message("user", pair[0]), message("assistant", pair[1])]
-    parts = [part for part in (text(row, key) for key in prompt) if part.strip()]
-    messages.append(message("user", "\n".join(dict.fromkeys(parts))))
+    asked = [key for key in prompt if key in row]
+    messages.append(
+        message("user", "\n".join(dict.fromkeys(part for part in (text(row, key) for key in asked) if part.strip())))
+    )
     reply = next(key for key in replies if key in row)
     messages.append(message("assistant", row[reply]))
-    return finish(row, with_system(row, messages), used={*prompt, reply, "history"}, known=known)
+    mapping = f"prompt={'+'.join([*asked, '{}'])},response={reply}"
+    return finish(row, with_system(row, messages), used={*prompt, reply, "history"}, known=known, mapping=mapping)
 
 
 def question(*prompt: str, reply: Sequence[str] = REPLIES, known: Collection[str] = ()) -> Callable[[Row], ParsedRow]:
@@ -191,12 +226,14 @@ def split_belle(instruction: str) -> list[tuple[str, str]]:
 
 def has(*keys: str) -> Callable[[Row], bool]:
     """Return a test for rows that have all these keys."""
-    return lambda row: all(key in row for key in keys)
+    wanted = frozenset(keys)
+    return lambda row: wanted <= row.keys()
 
 
 def has_reply(*keys: str) -> Callable[[Row], bool]:
     """Return a test for rows that have all these keys and some reply."""
-    return lambda row: has(*keys)(row) and not row.keys().isdisjoint(REPLIES)
+    wanted = frozenset(keys)
+    return lambda row: wanted <= row.keys() and not row.keys().isdisjoint(REPLIES)
 
 
 def has_list(key: str) -> Callable[[Row], bool]:
@@ -243,8 +280,6 @@ def is_coig_cqia(row: Row) -> bool:
     return "instruction" in row and "output" in row and not row.keys().isdisjoint(own)
 
 
-INSTRUCTION = ("instruction", *MATERIAL, "input", "query", "question")
-
 FORMATS: tuple[Format, ...] = (
     Format(name="doit", matches=is_doit, parse=parse_messages, keys=("messages", "type")),
     Format(name="openai_chat", matches=has_list("messages"), parse=parse_messages, keys=("messages",)),
@@ -262,6 +297,12 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(name="sharegpt", matches=has_list("conversations"), parse=parse_conversations, keys=("conversations",)),
     Format(name="swift", matches=is_swift, parse=parse_swift, keys=("conversation",)),
+    Format(
+        name="conversation",
+        matches=has_list("conversation"),
+        parse=parse_conversation,
+        keys=("conversation",),
+    ),
     Format(
         name="query_response",
         matches=has("query", "response"),

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from deft.data.bounds import MAX_ROW_BYTES, too_long
 from deft.data.encodings import UTF8_MARK, decoded
+from deft.data.names import first_lost
 from deft.errors import UserError
 
 CHUNK_BYTES = 1 << 20
@@ -86,11 +87,16 @@ def bounded_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | UserError]]:
 
 def line_rows(path: Path, stream: BinaryIO, remark: Remark) -> Iterator[tuple[int, Any]]:
     """Yield the rows of JSON Lines; empty lines hold none."""
+    decoder = RowDecoder()
     for number, line in bounded_lines(stream):
         if isinstance(line, UserError):
             yield number, line
         elif content := line.removeprefix(UTF8_MARK).rstrip():
-            yield from ((number, row) for row in rows_in(parsed(decoded(path, number, content)), remark))
+            value = parsed(decoded(path, number, content), decoder)
+            if isinstance(value, dict) and not value.keys().isdisjoint(ROW_FIELDS):
+                yield number, value  # what most rows are
+            else:
+                yield from ((number, row) for row in rows_in(value, remark))
 
 
 def value_rows(window: "Window", remark: Remark) -> Iterator[tuple[int, Any]]:
@@ -145,7 +151,7 @@ def wrapped_rows(window: "Window", found: re.Match[str], remark: Remark) -> Iter
     Raises:
         UserError: where the object is broken, or holds several lists of rows.
     """
-    beside = list(parsed("{" + found[1].rstrip().removesuffix(",") + "}"))
+    beside = parsed("{" + found[1].rstrip().removesuffix(",") + "}")
     window.step(found.end())
     yield from array_rows(window)
     while (mark := window.peek()) == ",":
@@ -157,12 +163,12 @@ def wrapped_rows(window: "Window", found: re.Match[str], remark: Remark) -> Iter
         window.step()
         if window.peek() == "[" and name in (*ROW_LISTS, *SPLITS):
             raise window.explained(several_lists([found[2], name]))
-        window.value()
-        beside.append(name)
+        beside[name] = window.value()
     if mark != "}":
         raise window.fault("the list of rows is not followed by ',' or '}'")
     window.step()
-    remark_unused(beside, found[2], remark)
+    if fault := lost_beside(beside, found[2], remark):
+        raise fault.at(f"{window.path}:{window.line}")
 
 
 def wrapper_head(text: str) -> re.Match[str] | None:
@@ -171,7 +177,13 @@ def wrapper_head(text: str) -> re.Match[str] | None:
     if found is None:
         return None
     beside = parsed("{" + found[1].rstrip().removesuffix(",") + "}")
-    return None if isinstance(beside, UserError) or beside.keys() & ROW_FIELDS else found
+    if isinstance(beside, UserError) or beside.keys() & ROW_FIELDS:
+        return None
+    try:  # an object that holds a list of turns is a row
+        first, _ = JSONDecoder().raw_decode(text[text.index("[", found.end()) + 1 :].lstrip())
+    except (ValueError, RecursionError):
+        return found
+    return None if is_turn(first) else found
 
 
 def rows_in(value: Any, remark: Remark) -> list[Any]:
@@ -181,8 +193,12 @@ def rows_in(value: Any, remark: Remark) -> list[Any]:
         if len(lists) > 1:
             return [several_lists(lists)]
         if lists:
-            remark_unused([name for name in value if name != lists[0]], lists[0], remark)
-            value = value[lists[0]]
+            found, beside = value[lists[0]], {name: other for name, other in value.items() if name != lists[0]}
+            if found and is_turn(found[0]):
+                return [beside | as_row(found)]
+            if fault := lost_beside(beside, lists[0], remark):
+                return [fault]
+            value = found
     if not isinstance(value, list) or not all(isinstance(item, dict | list) for item in value):
         return [as_row(value)]
     return [as_row(value)] if value and is_turn(value[0]) else [as_row(item) for item in value]
@@ -207,10 +223,13 @@ def as_row(value: Any) -> Any:
     return value
 
 
-def remark_unused(names: list[str], rows: str, remark: Remark) -> None:
-    """Tell which keys beside the list of rows are not used."""
-    if names:
-        remark(f"beside `{rows}`, not used: {', '.join(map(str, names))}")
+def lost_beside(beside: dict[str, Any], rows: str, remark: Remark) -> UserError | None:
+    """Tell which keys beside the list of rows are not used; return the error where that would lose what rows say."""
+    if beside:
+        remark(f"beside `{rows}`, not used: {', '.join(map(str, beside))}")
+    name, fix = first_lost(beside), "write it into each of the rows, or take it out of the file"
+    what = f"`{name}` beside the list of rows (`{rows}`) would be lost"
+    return None if name is None else UserError(what, got=beside[name], fix=fix)
 
 
 def several_lists(names: list[str]) -> UserError:
@@ -332,9 +351,10 @@ def is_json(text: str) -> bool:
     return True
 
 
-def parsed(text: str) -> Any:
+def parsed(text: str, decoder: "RowDecoder | None" = None) -> Any:
     """Return the value of one JSON text, or the `UserError` that says why it has none."""
-    decoder = RowDecoder()
+    decoder = decoder or RowDecoder()
+    decoder.fault = None
     try:
         value = decoder.decode(text)
     except (ValueError, RecursionError) as error:

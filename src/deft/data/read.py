@@ -1,16 +1,18 @@
 """Files of instruction data go in, in any of the formats of `formats.py`; checked `Example`s come out."""
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deft.data.cells import with_lists
-from deft.data.columns import FieldChoice
+from deft.data.columns import FieldChoice, without
 from deft.data.fields import UnusedField, UnusedFields, check_meanings, check_unused, unused_of
 from deft.data.files import LeftOut, look_for_files
-from deft.data.formats import find_format
+from deft.data.formats import recognised
+from deft.data.names import renamed
 from deft.data.rawrows import Notes, raw_rows
 from deft.errors import UserError, shorten
 from deft.types import Example
@@ -92,6 +94,7 @@ def read_examples(
         sources.append(FileRead(path=path, num_rows=len(made) + len(refused), remarks=tuple(notes.remarks)))
     if not examples and not broken:
         raise UserError("there is no row in the data", got=", ".join(map(str, found.files)), fix="give files with rows")
+    choice.check_seen()
     check_unused(unused.result())
     return ReadResult(
         examples=tuple(examples),
@@ -139,19 +142,28 @@ def make_example(
     rest: dict[str, Any] = {}
     if isinstance(row, dict):
         row = with_lists(row, named=() if choice is None else choice.list_columns)
+        row = row if choice is None else without(row, choice.ignored)
         check_values(row)
         if choice is not None:
             row, rest = choice.apply(row)
-    known = find_format(row)
-    parsed = known.parse(row)
+    known, named = recognised(row)
+    parsed = known.parse(renamed(row, named) if named else row)
     check_meanings(rest)
     made = Example.create(
         parsed.messages, ability=parsed.ability or ability, source=source, meta=rest | dict(parsed.meta)
     )
     if unused is not None:
         contents = [message.content for message in parsed.messages]
-        unused.count(known.name, parsed.unused | unused_of(rest, contents), source)
+        left = parsed.unused | unused_of(rest, contents) if rest else parsed.unused
+        mapping = with_names(parsed.mapping, named) if left else ""
+        unused.count(known.name, left, source, mapping if choice is None else choice.extended(mapping))
     return made
+
+
+def with_names(mapping: str, named: Mapping[str, str]) -> str:
+    """Return what `--fields` would say, with the columns as the file names them (`named`: theirs to ours)."""
+    theirs = {ours: their for their, ours in named.items()}
+    return re.sub(r"(?<=[=+])[^=+,]+", lambda found: theirs.get(found[0], found[0]), mapping)
 
 
 def check_values(row: dict[str, Any]) -> None:
@@ -163,6 +175,8 @@ def check_values(row: dict[str, Any]) -> None:
     if fault_of(row) is None:
         return
     for key, value in row.items():
+        if isinstance(value, UserError):
+            raise value
         fault = fault_of({key: value})
         if fault:
             raise UserError(f"`{key}` holds {fault}", got=value, fix="correct the value, or leave the row out")
@@ -176,6 +190,8 @@ def fault_of(value: dict[str, Any]) -> str | None:
         return "half of a surrogate pair, which is no character"
     except RecursionError:
         return "values nested too deeply"
+    except TypeError:
+        return "a value that JSON cannot hold"
     except ValueError:
         return "NaN or an infinite number, which JSON does not allow"
     return None

@@ -3,6 +3,7 @@
 Read are the first visible sheet that holds anything, and every other with the same columns. The rest is named.
 """
 
+import re
 import warnings
 import zipfile
 import zlib
@@ -17,6 +18,12 @@ from deft.data.tables import column_names, record_row, without_end
 from deft.errors import UserError
 
 MOST_ROWS = 1_048_576
+CHUNK_BYTES = 1 << 20
+MERGED = re.compile(rb"""<(?:\w+:)?mergeCell\s+ref=["']([A-Z]+\d+:[A-Z]+\d+)["']""")
+MERGED_BYTES = 80
+"""More than one match may take."""
+Range = tuple[int, int, int, int]
+"""The first column, the first row, the last column and the last row, from 1."""
 Leave = Callable[[str, str], None]
 """Told the name of something in a file that is not read, and why."""
 DAMAGE = (zipfile.BadZipFile, zlib.error, KeyError, ValueError, TypeError, AttributeError, IndexError, EOFError)
@@ -81,6 +88,8 @@ def filled_records(values: Any, formulas: Any) -> Iterator[tuple[int, Any]]:
     """Yield the rows of a sheet that hold anything, as texts, or as the `UserError` about one of the cells."""
     for sheet in (values, formulas):
         sheet.reset_dimensions()  # what the file says of its size may be wrong
+    merged = merged_ranges(values)
+    held: list[tuple[Range, str]] = []
     for number, (row, sources) in enumerate(zip(values.iter_rows(), formulas.iter_rows(), strict=True), start=1):
         if number > MOST_ROWS:
             raise UserError("the sheet has more rows than a sheet may have", fix="save it again as .xlsx or .csv")
@@ -94,10 +103,36 @@ def filled_records(values: Any, formulas: Any) -> Iterator[tuple[int, Any]]:
                 fix = "open the workbook in a spreadsheet program, save it, and so store the results"
                 fault = UserError(f"cell {where} holds a formula without a result", got=source.value, fix=fix)
             cells.append(cell_text(cell.value))
+        held = [(area, text) for area, text in held if number <= area[3]]
+        held += [(area, "".join(cells[area[0] - 1 : area[0]])) for area in merged.pop(number, ())]
+        for (left, top, right, _), text in held:
+            if text.strip() and min(right, len(cells)) > left - (number > top):
+                fix = "split the merged cells in the sheet, and write the text into each"
+                fault = fault or UserError(
+                    "a cell is merged with others, and one alone holds its text", got=text, fix=fix
+                )
+        if not any(text.strip() for text in cells):
+            continue
         if fault is not None:
             yield number, fault
-        elif any(text.strip() for text in cells):
+        else:
             yield number, cells
+
+
+def merged_ranges(sheet: Any) -> dict[int, list[Range]]:
+    """Return the merged ranges of a sheet by their first row; openpyxl does not give them in read-only mode."""
+    from openpyxl.utils import range_boundaries
+
+    found: dict[int, list[Range]] = {}
+    with sheet._get_source() as stream:
+        before = b""
+        while data := stream.read(CHUNK_BYTES):
+            for reference in MERGED.findall(before + data):
+                area = range_boundaries(reference.decode())
+                if area not in found.setdefault(area[1], []):
+                    found[area[1]].append(area)
+            before = data[-MERGED_BYTES:]
+    return found
 
 
 def cell_text(value: Any) -> str:

@@ -105,12 +105,14 @@ def find_dialect(sample: str, path: Path) -> type[csv.Dialect]:
     plain = made_dialect(best, quoting=csv.QUOTE_NONE)
     if best == "\t" and scores[best][0] < 1 and agreement(whole, plain, is_cut)[0] == 1:
         return plain
-    return made_dialect(best)
+    first = whole.partition("\n")[0]
+    is_spaced = 0 < first.count(best) == first.count(f"{best} ")  # "a", "b": else the quotes would be text
+    return made_dialect(best, skipinitialspace=is_spaced)
 
 
-def made_dialect(separator: str, quoting: int = csv.QUOTE_MINIMAL) -> type[csv.Dialect]:
+def made_dialect(separator: str, **options: Any) -> type[csv.Dialect]:
     """Return the dialect with this separator."""
-    return type("Found", (Dialect,), {"delimiter": separator, "quoting": quoting})
+    return type("Found", (Dialect,), {"delimiter": separator, **options})
 
 
 def agreement(sample: str, dialect: type[csv.Dialect], is_cut: bool) -> tuple[float, int]:
@@ -171,7 +173,9 @@ def record_row(names: Sequence[str], cells: Sequence[str]) -> Any:
     while len(given) > len(names) and not given[-1].strip():
         given.pop()
     if len(given) != len(names):
-        fix = "put cells that hold separators or line ends in quotes, and write empty cells out"
+        fix = (
+            "put cells that hold separators or line ends in quotes, write empty cells out, and no title above the names"
+        )
         return UserError(f"the record has {len(given)} cells, and the table {len(names)} columns", got=cells, fix=fix)
     row = {}
     for place, (name, cell) in enumerate(zip(names, given, strict=True), start=1):

@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from deft.data.fields import MEANINGS, check_meanings, unused_of
+from deft.data.fields import NOT_LOSS, check_meanings, is_harmless, is_there, meaning_of, unused_of
+from deft.data.names import SYSTEM_KEYS
 from deft.errors import UserError
 from deft.types import Message, Role, check_conversation, content_id
 
@@ -28,9 +29,13 @@ ROLE_NAMES: dict[str, Role] = {
 TOOL_ROLES = frozenset(
     {"tool", "function", "function_call", "function_response", "observation", "ipython", "tool_call", "tool_response"}
 )
-SYSTEM_KEYS = ("system", "system_prompt", "system_message")
-CHAT_KEYS = frozenset({"id", "messages", "type", "ability", "meta", *SYSTEM_KEYS, *MEANINGS})
-"""The keys that mean something in a row with `messages`; `write_examples` packs such keys of `meta` away."""
+CHAT_KEYS = frozenset({"id", "messages", "type", "ability", "meta", *SYSTEM_KEYS})
+
+
+def has_meaning(key: str) -> bool:
+    """Say whether a key means something in a row with `messages`; `write_examples` packs such keys of `meta` away."""
+    return key in CHAT_KEYS or meaning_of(key) is not None
+
 
 OWN_ID = re.compile(r"[0-9a-f]{16}")
 
@@ -39,13 +44,15 @@ OWN_ID = re.compile(r"[0-9a-f]{16}")
 class ParsedRow:
     """What a format makes of one row: a conversation that ends with a reply, its ability, and all the rest.
 
-    `unused` is the part of the rest that a user should hear of (`fields.unused_of`).
+    `unused` is the part of the rest that a user should hear of (`fields.unused_of`), and `mapping` what `--fields`
+    would say to use it: the columns as they are read, with {} in the place of the unused one.
     """
 
     messages: tuple[Message, ...]
     ability: str | None
     meta: dict[str, Any]
     unused: dict[str, Any] = field(default_factory=dict)
+    mapping: str = "system={}"
 
 
 def text(row: Row, key: str) -> str:
@@ -77,10 +84,6 @@ def message(role: Any, content: Any) -> Message:
     if content and "\0" in content:
         raise UserError(f"the {ROLE_NAMES[name]} message holds a NUL character", got=content, fix="take \\u0000 out")
     return Message(role=ROLE_NAMES[name], content=content or "")
-
-
-LOSS_FLAGS = ("train", "trainable", "weight", "loss", "loss_weight", "loss_mask", "loss_scale", "masked")
-"""Flags that mean nothing on messages which are not replies: those are never trained."""
 
 
 def no_tool_calls(got: object) -> UserError:
@@ -117,14 +120,31 @@ def turn(item: Any, role_key: str, content_key: str) -> Message | None:
     if role in ("system", "developer") and (content is None or (isinstance(content, str) and not content.strip())):
         return None
     made = message(role, content)
-    rest = turn_rest(item, role_key, content_key)
-    check_meanings(rest if made.role == "assistant" else {n: v for n, v in rest.items() if n not in LOSS_FLAGS})
+    if len(item) > 2:
+        rest = turn_rest(item, role_key, content_key)
+        check_meanings(rest if made.role == "assistant" else {n: v for n, v in rest.items() if not is_loss_flag(n)})
     return made
 
 
-def turn_rest(item: Row, role_key: str, content_key: str) -> dict[str, Any]:
-    """Return the fields of a turn besides its role and content."""
-    return {name: value for name, value in item.items() if name not in (role_key, content_key)}
+def is_loss_flag(name: str) -> bool:
+    """Say whether a field decides on loss, and so means nothing in a message that is no reply: it is never trained."""
+    meaning = meaning_of(name)
+    return meaning is not None and meaning.what == NOT_LOSS
+
+
+def turn_rest(item: Row, *used: str) -> dict[str, Any]:
+    """Return the fields of a turn that are not used."""
+    return {name: value for name, value in item.items() if name not in used}
+
+
+def gather_rest(rest: dict[str, Any], path: str, fields: Row) -> None:
+    """Keep in `rest`, under `path[].NAME`, the unused fields of a turn that say anything; the first text stays.
+
+    A name says who speaks, and so is no more harmless than the text.
+    """
+    for name, value in fields.items():
+        if is_there(value) and (name == "name" or not is_harmless(name, value)):
+            rest.setdefault(f"{path}[].{name}", value)
 
 
 def with_system(row: Row, messages: list[Message]) -> list[Message]:
@@ -145,7 +165,13 @@ def with_system(row: Row, messages: list[Message]) -> list[Message]:
 
 
 def finish(
-    row: Row, messages: list[Message], used: Collection[str], *, known: Collection[str] = (), turns: Row | None = None
+    row: Row,
+    messages: list[Message],
+    used: Collection[str],
+    *,
+    known: Collection[str] = (),
+    turns: Row | None = None,
+    mapping: str = "system={}",
 ) -> ParsedRow:
     """Check the conversation, and sort the keys that are not `used` into ability and meta.
 
@@ -155,25 +181,27 @@ def finish(
         UserError: if the messages are no conversation that ends with a reply, the ability is not text, or a field
             changes what the row means.
     """
-    check_conversation(messages, ends_with="assistant")
     used = {*used, *SYSTEM_KEYS}
     rest = {key: value for key, value in row.items() if key not in used}
-    check_meanings(rest)
+    check_meanings(rest)  # a pair may end with the question, and lack nothing else
+    check_conversation(messages, ends_with="assistant")
     packed = packed_meta(rest) if "messages" in used else None
     if packed is not None:
         del rest["meta"]
     ability = take_ability(rest)
     row_id = rest.pop("id", None)
-    if row_id is not None and row_id != content_id(messages):
+    is_ours = isinstance(row_id, str) and OWN_ID.fullmatch(row_id) is not None and row_id == content_id(messages)
+    if row_id is not None and not is_ours:
         rest["id" if "row_id" in rest else "row_id"] = row_id
     contents = [message.content for message in messages]
-    is_ours = "messages" in used and isinstance(row_id, str) and OWN_ID.fullmatch(row_id)
-    unused = {} if is_ours else unused_of(rest, contents, known)
+    doubted = ("source",) if "target" in used and "input" not in row else ()  # a translation has a source and a target
+    unused = {} if is_ours and "messages" in used else unused_of(rest, contents, known, doubted)
     return ParsedRow(
         messages=tuple(messages),
         ability=ability,
         meta=rest | (packed or {}),
-        unused=unused | unused_of(turns or {}, contents),
+        unused=unused | unused_of(turns or {}, contents) if turns else unused,
+        mapping=mapping,
     )
 
 
@@ -190,7 +218,7 @@ def packed_meta(rest: Row) -> dict[str, Any] | None:
             value = json.loads(value)
         except (ValueError, RecursionError):
             return None
-    if not isinstance(value, dict) or (value.keys() & rest.keys()) - CHAT_KEYS:
+    if not isinstance(value, dict) or not all(map(has_meaning, value.keys() & rest.keys())):
         return None
     return value
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from deft.data.turns import CHAT_KEYS
+from deft.data.turns import has_meaning
 from deft.errors import UserError
 from deft.rundir import written_whole
 from deft.types import Example
@@ -40,8 +40,8 @@ def to_row(example: Example) -> dict[str, Any]:
     row: dict[str, Any] = {"id": example.id, "messages": message_rows(example)}
     if example.ability is not None:
         row["type"] = example.ability
-    packed = {key: value for key, value in example.meta.items() if key in CHAT_KEYS}
-    row |= {key: value for key, value in example.meta.items() if key not in CHAT_KEYS}
+    packed = {key: value for key, value in example.meta.items() if has_meaning(key)}
+    row |= {key: value for key, value in example.meta.items() if not has_meaning(key)}
     return row | {"meta": packed} if packed else row
 
 
