@@ -52,6 +52,8 @@ PROMPTS = [
     ({"Question ": "河名？", "CONTEXT": "磨坊在湘江边。", "Answer": "湘江"}, ["磨坊在湘江边。\n河名？", "湘江"]),
     ({"指令": "译成英语", "输入": "河", "输出": "river", "来源": "网"}, ["译成英语\n河", "river"]),
     ({"编号": 3, "问题": "一加一？", "回答": "二"}, ["一加一？", "二"]),
+    ({"instruction": "译成英语", "Input": "河", "output": "river"}, ["译成英语\n河", "river"]),
+    ({"Instruction": "译成英语", "input": "河", "output": "river"}, ["译成英语\n河", "river"]),
     ({"inputs": "译成英语：河", "targets": "river", "task_name": "译"}, ["译成英语：河", "river"]),
     ({"conversations": ["你好", "你好！"], "source": "论坛"}, ["你好", "你好！"]),
     ({"conversations": [{"role": "user", "value": "你好"}, {"role": "bot", "value": "嗯"}]}, ["你好", "嗯"]),
@@ -180,9 +182,34 @@ def test_fields_in_few_rows_or_without_text_are_counted_with_an_example(write_li
     assert "in 1 of 5 rows" in str(result.unused[0]) or "in 1 of 3 rows" in str(result.unused[0])
 
 
+def test_a_small_file_beside_a_large_one_is_judged_by_itself(write_lines: Write) -> None:
+    large = write_lines([ALPACA] * 9, name="大.jsonl")
+    small = write_lines([ALPACA | {"背景": "春夜"}], name="小.jsonl")
+    with pytest.raises(UserError, match="most rows hold text in `背景`") as caught:
+        read_examples([large, small])
+    assert caught.value.where == f"{small}:1"
+    few = write_lines([ALPACA | {"背景": "春夜"}, ALPACA, ALPACA], name="小.jsonl")
+    [told] = read_examples([large, few]).unused
+    assert (told.num_rows, told.num_text, told.format_rows) == (1, 1, 12)
+
+
+def test_what_explains_the_reply_is_not_advised_as_a_part_of_the_prompt(write_lines: Write) -> None:
+    with pytest.raises(UserError) as caught:
+        read_examples(write_lines([{"question": "一加一？", "解析": "一加一得二。", "answer": "二"}]))
+    assert "--fields prompt=question,response=解析+answer," in str(caught.value.fix)
+
+
+def test_a_comma_as_chinese_keyboards_write_it_separates(write_lines: Write) -> None:
+    path = write_lines([{"题干": "一加一？", "解": "二", "甲": "无关", "乙": "无关"}])
+    [row] = read_examples(path, fields=["prompt=题干，response=解"], ignore_fields=["甲，乙"]).examples
+    assert [one.content for one in row.messages] == ["一加一？", "二"]
+
+
 def test_what_only_repeats_the_conversation_is_harmless(write_lines: Write) -> None:
     rendered = "Below is an instruction.\n### Instruction:\n写一首诗\n### Response:\n床前明月光"
     assert read_examples(write_lines([ALPACA | {"text": rendered, "prompt": rendered}])).unused == ()
+    turns = [{"role": "user", "content": "写一首诗"}, {"role": "assistant", "content": "床前明月光"}]
+    assert read_examples(write_lines([ALPACA | {"dialog": turns}])).unused == ()
     lines = [ALPACA | {"prompt": "另写一首"}]
     with pytest.raises(UserError, match="most rows hold text in `prompt`"):
         read_examples(write_lines(lines))

@@ -4,6 +4,7 @@ In: `--ignore-fields` and `--fields`, and a row. Out: the row as a known format 
 """
 
 import difflib
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ TARGETS = {
     "id": "id",
 }
 """What a column can be named as by `--fields`, and the field of a known format that it then stands in for."""
+COMMA = re.compile("[,，]")
 CONVERSATION = frozenset({"prompt", "input", "response", "messages"})
 """Targets that make the conversation: where one is named, no other column is taken for a part of it."""
 NEEDED = frozenset({"prompt", "response", "messages"})
@@ -76,9 +78,9 @@ class FieldChoice:
         Raises:
             UserError: for a target that is none or is named twice, or a prompt without a response.
         """
-        ignored = [name.strip() for one in ignore_fields for name in one.split(",") if name.strip()]
+        ignored = [name.strip() for one in ignore_fields for name in COMMA.split(one) if name.strip()]
         columns: dict[str, tuple[str, ...]] = {}
-        for pair in (one for text in fields for one in text.split(",") if one.strip()):
+        for pair in (one for text in fields for one in COMMA.split(text) if one.strip()):
             target, _, names = (part.strip() for part in pair.partition("="))
             found = tuple(name.strip() for name in names.split("+") if name.strip())
             if not found:
@@ -151,7 +153,7 @@ class FieldChoice:
         """
         for columns in self.columns.values():
             for column in columns:
-                if column not in self.seen:
+                if self.seen and column not in self.seen:
                     raise lacking(column, sorted(self.seen))
 
 

@@ -54,6 +54,7 @@ NO_LABEL = re.compile(r"[\r\n]|[.!?:。！？：]\s*$")
 
 DAY = re.compile(r"\d{4}[-/]\d{1,2}[-/]\d{1,2}([T ][\d:.,+Z-]*)?$")
 
+EXPLAINS = re.compile(r"rational|explanation|explain|analysis|reason|thought|_?cot$|steps|解析|分析|思考|推理|理由")
 RENDERED_END = re.compile(r"\s*(<[^<>\s]+>\s*|### *End\s*)*")
 """What may follow the reply in a prompt as it was rendered: the marks that end it."""
 
@@ -207,7 +208,18 @@ class UnusedFields:
             counts[1] += textual
             if key not in self.first or (textual and not self.first[key][0]):
                 told = mapping if "[]." not in name and is_lines(value) else ""
+                if EXPLAINS.search(name.lower()):  # it leads to the reply, and would give it away
+                    told = told.replace("+{}", "").replace("response=", "response={}+")
                 self.first[key] = (textual, shorten(value), source, told.replace("{}", name))
+
+    def add(self, other: "UnusedFields") -> None:
+        """Count what another one counted as well."""
+        for format_name, num_rows in other.rows.items():
+            self.rows[format_name] = self.rows.get(format_name, 0) + num_rows
+        for key, counts in other.counts.items():
+            self.counts[key] = [old + new for old, new in zip(self.counts.get(key, [0, 0]), counts, strict=True)]
+            if key not in self.first or (other.first[key][0] and not self.first[key][0]):
+                self.first[key] = other.first[key]
 
     def result(self) -> tuple[UnusedField, ...]:
         """Return what was counted, those most likely missed first."""
@@ -228,7 +240,7 @@ class UnusedFields:
 
 
 def check_unused(fields: Sequence[UnusedField]) -> None:
-    """Refuse data whose rows hold text that nobody would train on.
+    """Refuse data whose rows hold text that nobody would train on; the fields of each file are judged by themselves.
 
     Raises:
         UserError: naming each such field, with the first one's place, and the flags that decide what it is.
@@ -237,7 +249,7 @@ def check_unused(fields: Sequence[UnusedField]) -> None:
     if not missed:
         return
     first = missed[0]
-    listed = ", ".join(f"`{field.name}`" for field in missed)
+    listed = ", ".join(dict.fromkeys(f"`{field.name}`" for field in missed))
     ignoring = ",".join(dict.fromkeys(field.name.rpartition("[].")[2] for field in missed))
     mapping = next((f"say what it is, such as --fields {field.mapping}, or " for field in missed if field.mapping), "")
     raise UserError(
@@ -346,7 +358,10 @@ def is_number(text: str) -> bool:
 
 
 def repeats(value: Any, messages: Sequence[str]) -> bool:
-    """Say whether text is the content of one message, or holds the last question and may go on with its reply."""
+    """Say whether text is the content of one message, or holds the last question and its reply, or lists such texts."""
+    if isinstance(value, list):
+        texts = [one.get("content", one.get("value")) if isinstance(one, Mapping) else one for one in value]
+        return bool(texts) and all(isinstance(one, str) and repeats(one, messages) for one in texts)
     if not isinstance(value, str) or not messages:
         return False
     plain = value.strip()

@@ -11,8 +11,8 @@ from deft.data.cells import with_lists
 from deft.data.columns import FieldChoice, without
 from deft.data.fields import UnusedField, UnusedFields, check_meanings, check_unused, unused_of
 from deft.data.files import LeftOut, look_for_files
-from deft.data.formats import recognised
-from deft.data.names import renamed
+from deft.data.formats import find_format, recognised
+from deft.data.names import known_names, renamed
 from deft.data.rawrows import Notes, raw_rows
 from deft.errors import UserError, shorten
 from deft.types import Example
@@ -73,21 +73,23 @@ def read_examples(
     `Example.source` is `file:line`, in tables `file:row`, counted from 1.
 
     Raises:
-        UserError: if a file cannot be read, if there is no row at all, if most rows of a format hold text in a field
-            that it does not use, or at the first broken row, unless `skip_broken` is set: broken rows are then passed
-            over and listed in the result.
+        UserError: if a file cannot be read, if there is no row at all, if most rows of a format in a file hold text in
+            a field that it does not use, if no row has a column that `fields` names, or at the first broken row, unless
+            `skip_broken` is set: broken rows are then passed over and listed in the result.
     """
     choice = FieldChoice.parse(ignore_fields, fields)
     found = look_for_files(paths, written=written)
     examples: list[Example] = []
     broken: list[BrokenRow] = []
     sources: list[FileRead] = []
-    unused = UnusedFields()
+    unused, of_files = UnusedFields(), list[UnusedField]()
     for path in found.files:
-        notes = Notes()
-        made, refused = read_file(path, choice=choice, ability=ability, unused=unused, notes=notes)
+        notes, counted = Notes(), UnusedFields()
+        made, refused = read_file(path, choice=choice, ability=ability, unused=counted, notes=notes)
         if refused and not skip_broken:
             raise first_broken(refused, num_rows=len(made) + len(refused))
+        unused.add(counted)
+        of_files += counted.result()
         examples += made
         broken += refused
         found.left_out += notes.left_out
@@ -95,7 +97,7 @@ def read_examples(
     if not examples and not broken:
         raise UserError("there is no row in the data", got=", ".join(map(str, found.files)), fix="give files with rows")
     choice.check_seen()
-    check_unused(unused.result())
+    check_unused(of_files)
     return ReadResult(
         examples=tuple(examples),
         broken=tuple(broken),
@@ -148,6 +150,11 @@ def make_example(
             row, rest = choice.apply(row)
     known, named = recognised(row)
     parsed = known.parse(renamed(row, named) if named else row)
+    if parsed.unused and not named and (others := known_names(row)).keys() & parsed.unused.keys():
+        again = find_format(renamed(row, others))  # `Input` beside `instruction` and `output`
+        used = again.parse(renamed(row, others))
+        if len(used.unused) < len(parsed.unused):
+            known, named, parsed = again, others, used
     check_meanings(rest)
     made = Example.create(
         parsed.messages, ability=parsed.ability or ability, source=source, meta=rest | dict(parsed.meta)
