@@ -271,6 +271,7 @@ REAL = [
     {"messages": chat()["messages"], "channel": "主", "full_topic": "生活/动物"},
     ALPACA
     | {"Unnamed: 0": "5", "language_code": "zho", "input_tokens": 3, "难度": "易", "category": "诗", "images": [None]},
+    {"messages": chat()["messages"], "score_chosen": 7.5, "score_rejected": "2"},
     ALPACA | {"source": "一篇文章，讲到湘江。", "notes": "写得好。", "quality": "high", "is_safe": True, "label": 1},
 ]
 
@@ -302,6 +303,10 @@ ADVISED = [
     ({"source": "河", "target": "river"}, "--fields prompt=source,response=target"),
     ({"id": "0", "data": ["你好", "你好！"]}, "--fields messages=data"),
     ({"dialog": chat()["messages"]}, "--fields messages=dialog"),
+    (
+        {"系统设定": "海盗", "user_prompt": "问", "标签组": ["甲"], "llm_reply": "答"},
+        "--fields prompt=user_prompt,response=llm_reply",
+    ),
 ]
 
 

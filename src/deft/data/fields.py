@@ -21,7 +21,8 @@ HARMLESS_NAMES = frozenset(
 
     source sources dataset data_source original_dataset origin original_source subset split file filename file_name
     path url urls link license licence copyright author creator annotator annotators generator engine model model_name
-    models teacher version revision citation resource channel avatarurl country 来源 出处 链接 作者 版本
+    models teacher version revision citation resource channel avatarurl country hashed_ip header 来源 出处 链接
+    作者 版本
 
     date time datetime timestamp created updated 日期 时间
 
@@ -101,13 +102,31 @@ def is_there(value: Any) -> bool:
     return value not in (None, {}, False)
 
 
+def holds_text(value: Any) -> bool:
+    """Say whether a value holds text, at any depth, that is more than a number."""
+    if isinstance(value, str):
+        return bool(value.strip()) and not is_number(value)
+    if isinstance(value, Mapping):
+        return any(map(holds_text, value.values()))
+    return isinstance(value, list) and any(map(holds_text, value))
+
+
+def is_number(text: str) -> bool:
+    """Say whether text is a number, a day, or one of the words that tables write for a flag."""
+    try:
+        float(text)
+    except ValueError:
+        return text.strip().lower() in ("true", "false", "yes", "no") or DAY.match(text.strip()) is not None
+    return True
+
+
 NOT_LOSS = "a reply is marked as not to be trained, or with a weight of its own"
 BAD = Meaning(what="a reply is marked as bad", says=is_off)
 WEIGHT = Meaning(what=NOT_LOSS, says=is_not_one)
 HIDDEN = Meaning(what=NOT_LOSS, says=is_on)
 MEDIA = Meaning(what="a row with images, sound or film is not text alone", says=is_there)
 TOOLS = Meaning(what="tool calls are not trained yet", says=is_there)
-PAIR = Meaning(what="a pair of a better and a worse reply is not trained yet", says=is_there)
+PAIR = Meaning(what="a pair of a better and a worse reply is not trained yet", says=holds_text)
 REASONING = Meaning(what="reasoning beside the reply is not trained yet", says=is_there)
 MEANINGS: dict[str, Meaning] = {
     **dict.fromkeys(("label", "kto_tag", "kto_label"), BAD),
@@ -334,27 +353,9 @@ def is_label(value: Any) -> bool:
     return not isinstance(value, list) or all(map(is_label, value))
 
 
-def holds_text(value: Any) -> bool:
-    """Say whether a value holds text, at any depth, that is more than a number."""
-    if isinstance(value, str):
-        return bool(value.strip()) and not is_number(value)
-    if isinstance(value, Mapping):
-        return any(map(holds_text, value.values()))
-    return isinstance(value, list) and any(map(holds_text, value))
-
-
 def is_lines(value: Any) -> bool:
     """Say whether a value is text, or a list of texts, which can stand in a prompt line after line."""
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
-
-
-def is_number(text: str) -> bool:
-    """Say whether text is a number, a day, or one of the words that tables write for a flag."""
-    try:
-        float(text)
-    except ValueError:
-        return text.strip().lower() in ("true", "false", "yes", "no") or DAY.match(text.strip()) is not None
-    return True
 
 
 def repeats(value: Any, messages: Sequence[str]) -> bool:

@@ -32,6 +32,7 @@ OTHER_WORDS = {
 ALIASES = {word: name for name, words in OTHER_WORDS.items() for word in words.split()}
 """Other words for the same, taken where a row is in no format without them and they hold text."""
 PROMPT_WORD = re.compile(r"question|prompt|instruction|query|input|problem|context|passage|问|(?<!标)题|指令|输入|提示")
+SYSTEM_WORD = re.compile("system|系统")
 REPLY_WORD = re.compile(r"answer|response|output|target|completion|reply|solution|答|回复|输出")
 
 ABOUT = ("description", "info", "title", "homepage", "message", "status", "code", "msg", "features", "config")
@@ -65,12 +66,19 @@ def advice_for(row: Mapping[str, Any], formats: Mapping[str, Sequence[str]]) -> 
     parts = []
     if len(lacking) < len(keys):
         parts.append(f"the nearest format is {nearest}, for which it lacks {' and '.join(lacking) or 'its shape'}")
-    turns = [name for name, value in row.items() if isinstance(value, list) and value and all(map(is_like_turn, value))]
-    texts = [name for name, value in row.items() if isinstance(value, str) and not is_harmless(name, value)]
-    if len(texts) < 2:  # `source` may be where a row comes from, and what is to be translated
-        texts = [name for name, value in row.items() if isinstance(value, str)]
+    lists = {name: value for name, value in row.items() if isinstance(value, list) and value}
+    turns = [name for name, value in lists.items() if all(map(has_role, value))]
+    kept = {"source"} & names if "target" in names else set()  # what is to be translated
+    texts = [
+        one for one, value in row.items() if isinstance(value, str) and (one in kept or not is_harmless(one, value))
+    ]
+    texts = [name for name in texts if not SYSTEM_WORD.search(name.lower())]
     replies = [name for name in texts if REPLY_WORD.search(name.lower())]
     prompts = [name for name in texts if name not in replies and PROMPT_WORD.search(name.lower())]
+    if not turns and not texts:  # a question, a reply, and so on
+        turns = [
+            name for name, value in lists.items() if len(value) % 2 == 0 and all(isinstance(v, str) for v in value)
+        ]
     if turns:
         parts.append(f"if these are its turns: --fields messages={turns[0]}")
     elif len(texts) > 1 and (replies or not prompts):
@@ -81,9 +89,9 @@ def advice_for(row: Mapping[str, Any], formats: Mapping[str, Sequence[str]]) -> 
     return "; ".join(parts) or "the known formats are " + ", ".join(formats)
 
 
-def is_like_turn(value: Any) -> bool:
-    """Say whether a value may be a turn of a conversation: a text, or an object with a role."""
-    return isinstance(value, str) or (isinstance(value, dict) and not value.keys().isdisjoint({"role", "from"}))
+def has_role(value: Any) -> bool:
+    """Say whether a value is an object with a role, as turns of a conversation are."""
+    return isinstance(value, dict) and not value.keys().isdisjoint({"role", "from"})
 
 
 def first_lost(beside: Mapping[str, Any]) -> str | None:

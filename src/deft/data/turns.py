@@ -25,6 +25,9 @@ ROLE_NAMES: dict[str, Role] = {
     "chatbot": "assistant",
     "ai": "assistant",
     "model": "assistant",
+    "系统": "system",
+    "用户": "user",
+    "助手": "assistant",
 }
 TOOL_ROLES = frozenset(
     {"tool", "function", "function_call", "function_response", "observation", "ipython", "tool_call", "tool_response"}
@@ -73,7 +76,7 @@ def message(role: Any, content: Any) -> Message:
     Raises:
         UserError: for tool roles, unknown roles, empty content, and content that is not text.
     """
-    name = role.lower() if isinstance(role, str) else ""
+    name = role.strip().lower() if isinstance(role, str) else ""
     if name in TOOL_ROLES:
         raise no_tool_calls(f"role {role}")
     if name not in ROLE_NAMES:
@@ -117,7 +120,9 @@ def turn(item: Any, role_key: str, content_key: str) -> Message | None:
     if item.get("tool_calls") or item.get("function_call"):
         raise no_tool_calls(item)
     role, content = item[role_key], joined_parts(item.get(content_key))
-    if role in ("system", "developer") and (content is None or (isinstance(content, str) and not content.strip())):
+    if role in ("system", "developer", "系统") and (
+        content is None or (isinstance(content, str) and not content.strip())
+    ):
         return None
     made = message(role, content)
     if len(item) > 2:
