@@ -79,10 +79,12 @@ def test_every_cell_is_text_and_an_index_is_left_out(tmp_path: Path) -> None:
         read_examples(path)
 
 
-def test_spaces_after_separators_are_layout(tmp_path: Path) -> None:
+def test_spaces_between_separators_and_quotes_are_layout(tmp_path: Path) -> None:
     path = tmp_path / "表.csv"
     path.write_text('问题, 回答\n"你好, 吗", "好, 的"\n再见, 嗯\n', encoding="utf-8")
     assert pairs(read_examples(path)) == [("你好, 吗", "好, 的"), ("再见", "嗯")]
+    path.write_text("问题, 回答\n写代码,    return 1\n", encoding="utf-8")
+    assert pairs(read_examples(path)) == [("写代码", "    return 1")]  # without quotes to tell apart, nothing is lost
 
 
 def test_conversations_in_cells(tmp_path: Path) -> None:

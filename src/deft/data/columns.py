@@ -5,7 +5,7 @@ In: `--ignore-fields` and `--fields`, and a row. Out: the row as a known format 
 
 import difflib
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -22,12 +22,12 @@ HARMLESS_NAMES = frozenset(
     source sources dataset data_source original_dataset origin original_source subset split file filename file_name
     path url urls link license licence copyright author creator annotator annotators generator engine model model_name
     models teacher version revision citation resource channel avatarurl country hashed_ip header 来源 出处 链接
-    作者 版本
+    数据来源 网址 许可 作者 版本 模型
 
     date time datetime timestamp created updated 日期 时间
 
     verified reviewed redacted votes upvotes likes views comment comments note notes remark remarks metadata meta name
-    备注 编号 序号 数据来源 网址 许可
+    备注
     """.split()  # noqa: SIM905
 )
 """What tells rows apart, where they come from, when, and what somebody thought of them: harmless whatever they hold."""
@@ -37,14 +37,15 @@ LABEL_NAMES = frozenset(
     """
     category categories cat task tasks task_name tag tags topic topics subtopic domain domains subdomain subject
     subjects field area kind ability skill skills intent intention level grade languages locale genre method
-    能力 类别 类型 分类 任务 任务类型 领域 学科 科目 主题 话题 标签 关键词 难度 等级 语言 分数 评分 得分 质量
+    能力 类别 类型 分类 任务 任务类型 领域 学科 科目 主题 话题 标签 难度 等级 语言 分数 评分 得分 质量
 
     rank ranks ratings rewards ifd toxic toxicity safe safety format question_format file_format
     """.split()  # noqa: SIM905
 )
 """Of which kind rows are, and what was measured of them: harmless as long as they hold labels or numbers."""
 LABEL_PATTERN = re.compile(
-    r"(.*_)?(scores?|rating|quality|reward|ppl|perplexity|length|len|count|lang|language|language_code|category|type|difficulty|topic)"
+    r"(.*_)?(scores?|rating|quality|reward|ppl|perplexity|length|len|count|lang|language|language_code|category|type"
+    r"|difficulty|topic)"
     r"|.+_tokens|(num|n|is|has|len|count|min|max|avg|mean)_.*|unnamed:_\d+"
 )
 WANTED_PATTERN = re.compile(r"(target|tgt|to|desired|required|expected)_.*")

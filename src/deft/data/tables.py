@@ -106,7 +106,7 @@ def find_dialect(sample: str, path: Path) -> type[csv.Dialect]:
     if best == "\t" and scores[best][0] < 1 and agreement(whole, plain, is_cut)[0] == 1:
         return plain
     first = whole.partition("\n")[0]
-    is_spaced = 0 < first.count(best) == first.count(f"{best} ")  # "a", "b": else the quotes would be text
+    is_spaced = 0 < first.count(best) == first.count(f"{best} ") and f'{best} "' in whole  # else quotes would be text
     return made_dialect(best, skipinitialspace=is_spaced)
 
 
