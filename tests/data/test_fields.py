@@ -199,6 +199,17 @@ def test_what_explains_the_reply_is_not_advised_as_a_part_of_the_prompt(write_li
     assert "--fields prompt=question,response=解析+answer," in str(caught.value.fix)
 
 
+def test_options_in_columns_of_their_own_are_advised_together(write_lines: Write) -> None:
+    row = {"id": 3, "question": "哪个是水果？", "A": "苹果", "B": "铁", "answer": "A", "explanation": "苹果是水果。"}
+    path = write_lines([row])
+    with pytest.raises(UserError) as caught:
+        read_examples(path)
+    assert "--fields prompt=question+A+B,response=answer," in str(caught.value.fix)
+    fields = ["prompt=question+A+B,response=answer"]
+    [read] = read_examples(path, fields=fields, ignore_fields=["explanation"]).examples
+    assert read.messages[0].content == "哪个是水果？\n苹果\n铁"
+
+
 def test_a_comma_as_chinese_keyboards_write_it_separates(write_lines: Write) -> None:
     path = write_lines([{"题干": "一加一？", "解": "二", "甲": "无关", "乙": "无关"}])
     [row] = read_examples(path, fields=["prompt=题干，response=解"], ignore_fields=["甲，乙"]).examples

@@ -271,7 +271,11 @@ def check_unused(fields: Sequence[UnusedField]) -> None:
     first = missed[0]
     listed = ", ".join(dict.fromkeys(f"`{field.name}`" for field in missed))
     ignoring = ",".join(dict.fromkeys(field.name.rpartition("[].")[2] for field in missed))
-    mapping = next((f"say what it is, such as --fields {field.mapping}, or " for field in missed if field.mapping), "")
+    asked = [field for field in missed if field.format == first.format and f"+{field.name}," in field.mapping]
+    mapped = next((field.mapping for field in (*asked, *missed) if field.mapping), "")
+    if asked:
+        mapped = mapped.replace(f"+{asked[0].name},", f"+{'+'.join(dict.fromkeys(one.name for one in asked))},")
+    mapping = f"say what it is, such as --fields {mapped}, or " if mapped else ""
     raise UserError(
         f"most rows hold text in {listed}, which the format {first.format} does not use: the model would never see it",
         got=first.example,
