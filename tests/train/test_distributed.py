@@ -97,7 +97,7 @@ def losses(folder: Path, key: str = "loss") -> list[float]:
     return [line[key] for line in read_metrics(folder) if key in line]
 
 
-@pytest.mark.parametrize("mode", ["ddp", "fsdp2", *SLOW_MODES])
+@pytest.mark.parametrize("mode", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow), *SLOW_MODES])
 def test_two_processes_follow_the_curve_of_one(mode: str, place: Path) -> None:
     one = (place / "one/latest").resolve()
     two = run(place, mode, num_processes=2, batch_size=3, trainer=MODES[mode])

@@ -19,7 +19,9 @@ from deft.rundir import cache_folder, write_text
 
 LARGEST_TEMPLATE = 1_000_000
 """Characters; the longest of real templates have some 30,000."""
-TIME_S = 10
+TIME_S = 60
+"""By the clock, for systems that know no limit of processor time; elsewhere the prober's own, of seconds, comes first,
+and a machine that is busy refuses no template for it."""
 PROBER = Path(__file__).with_name("probe_template.py")
 REMEDY = "use `chat_format: role_tokens`, or give the tokenizer another chat template"
 
