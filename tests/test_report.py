@@ -22,7 +22,7 @@ from deft.report.page import report_html, write_report
 from deft.report.results import ReplyPair, Results, from_json, to_json
 from deft.report.terminal import changes_table
 from deft.report.texts import TERMINAL_TEXTS, TEXTS
-from deft.report.values import readable_time, shown_value
+from deft.report.values import abilities_clear, readable_time, shown_value
 from deft.rundir import write_text
 from deft.train.figure import draw_losses, loss_figure
 
@@ -137,6 +137,10 @@ def test_the_sentence_says_what_happened() -> None:
         in page.text
     )
     assert "clear of zero in 2 of 4 abilities" in page.text
+    assert abilities_clear(changes(), "zh") == "，4 项能力中有 2 项变化显著（区间不含 0）"
+    clear = {name: change for name, change in changes().items() if change.is_clear}
+    assert abilities_clear(clear, "zh") == "，2 项能力的变化均显著（区间不含 0）"
+    assert abilities_clear({"all": changes()["all"]}, "zh") == ""
     assert "What training on 1,240 rows changed" in page.text
     assert "损失从每词元" in Page(report_html(results(), "zh")).text
     worse = paired_changes(rows({"史": [1.0, 1.1]}), rows({"史": [2.0, 2.1]}))

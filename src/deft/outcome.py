@@ -20,7 +20,7 @@ from deft.report.page import was_chosen, write_report
 from deft.report.results import ReplyPair, Results
 from deft.report.terminal import changes_table
 from deft.report.texts import ENDING_TEXTS, Lang
-from deft.report.values import percent, readable_time, shown_value
+from deft.report.values import abilities_clear, percent, readable_time, shown_value
 from deft.rundir import read_object, versions
 from deft.screen import say
 from deft.train.checkpoint import checkpoint_step
@@ -184,7 +184,6 @@ def say_next(console: Console, commands: Sequence[tuple[str, str]], lang: Lang) 
 def say_result(console: Console, changes: Mapping[str, Change], lang: Lang) -> None:
     """Say the change over all rows in a sentence, marked if it is clearly for the better."""
     texts, overall = ENDING_TEXTS[lang], changes[OVERALL]
-    abilities = [change for name, change in changes.items() if name != OVERALL]
     summary = texts["summary"].format(
         held_out=overall.num_rows,
         before=overall.before,
@@ -193,9 +192,7 @@ def say_result(console: Console, changes: Mapping[str, Change], lang: Lang) -> N
         low=percent(overall.relative_low, lang),
         high=percent(overall.relative_high, lang),
     )
-    if abilities:
-        clear = sum(change.is_clear for change in abilities)
-        summary += texts["summary_abilities"].format(clear=clear, abilities=len(abilities))
+    summary += abilities_clear(changes, lang)
     console.print()
     template = "[green]✓[/] {summary}" if overall.high < 0 else "[yellow]·[/] {summary}"
     say(console, template, summary=summary, fold=True)

@@ -15,7 +15,7 @@ from deft.evaluate.interval import Change
 from deft.evaluate.loss import OVERALL
 from deft.report.results import ReplyPair, Results
 from deft.report.texts import ENDING_TEXTS, TEXTS, UNITS, Lang
-from deft.report.values import ability_name, percent, readable_time, shown_value, verdict_of
+from deft.report.values import abilities_clear, ability_name, percent, readable_time, shown_value, verdict_of
 from deft.rundir import write_text
 
 FILE_NAME = "report.html"
@@ -97,9 +97,7 @@ def report_html(results: Results, lang: Lang = "en") -> str:
 def result_sentence(changes: Mapping[str, Change], lang: Lang) -> str:
     """Return the result in one sentence, with bold figures."""
     texts, overall = TEXTS[lang], changes[OVERALL]
-    abilities = [change for name, change in changes.items() if name != OVERALL]
-    counts = {"clear": sum(change.is_clear for change in abilities), "abilities": len(abilities)}
-    ending = texts["sentence_abilities"].format(**counts) if abilities else ""
+    ending = abilities_clear(changes, lang)
     return texts["sentence"].format(
         held_out=f"{overall.num_rows:,}",
         moved=texts["fell" if overall.difference <= 0 else "rose"],

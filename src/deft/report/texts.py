@@ -9,6 +9,18 @@ UNITS: dict[str, str] = {"en": "\u00a0%", "zh": "%"}
 """How a language writes the percent sign after a number."""
 
 
+ABILITIES_CLEAR: dict[str, tuple[str, str]] = {
+    "en": (
+        ", clear of zero in {clear} of {abilities} abilities",
+        ", clear of zero in {clear} of {abilities} abilities",
+    ),
+    "zh": (
+        "，{abilities} 项能力中有 {clear} 项变化显著（区间不含 0）",
+        "，{abilities} 项能力的变化均显著（区间不含 0）",
+    ),
+}
+"""In how many abilities the change is clear of zero: how that is said of some of them, and of all."""
+
 ABILITY_NAMES: dict[str, dict[str, str]] = {
     "en": {OVERALL: "all rows"},
     "zh": {
@@ -37,7 +49,6 @@ TEXTS: dict[str, dict[str, str]] = {
             "<b>{after:.3f}</b> nats per token: <b>{percent}</b> (95&nbsp;% interval {low} to {high})"
             "{of_abilities}."
         ),
-        "sentence_abilities": ", clear of zero in {clear} of {abilities} abilities",
         "fell": "fell",
         "rose": "rose",
         "picture": "Loss per ability, before and after",
@@ -94,7 +105,6 @@ TEXTS: dict[str, dict[str, str]] = {
             "<b>{after:.3f}</b>：<b>{percent}</b>（95% 区间 {low} 至 {high}）"
             "{of_abilities}。"
         ),
-        "sentence_abilities": "，{abilities} 项能力中有 {clear} 项变化显著（区间不含 0）",
         "fell": "降",
         "rose": "升",
         "picture": "各项能力训练前后的损失",
@@ -182,7 +192,6 @@ ENDING_TEXTS: dict[str, dict[str, str]] = {
             "Loss on {held_out} held-out rows: {before:.3f} → {after:.3f} nats per token, {percent} "
             "(95 % interval {low} to {high})"
         ),
-        "summary_abilities": ", clear of zero in {clear} of {abilities} abilities",
         "training_loss": (
             "Training loss: {first:.3f} at the first step, {last:.3f} at the last (nats per token). Nothing was held "
             "out, so this does not say how much was learned."
@@ -207,7 +216,6 @@ ENDING_TEXTS: dict[str, dict[str, str]] = {
             "{held_out} 条留出数据上的损失：每词元 {before:.3f} → {after:.3f} 纳特，"
             "{percent}（95% 区间 {low} 至 {high}）"
         ),
-        "summary_abilities": "，{abilities} 项能力中有 {clear} 项变化显著（区间不含 0）",
         "training_loss": (
             "训练损失：第一步 {first:.3f}，最后一步 {last:.3f}（每词元纳特）。没有留出数据，因此看不出学到了多少。"
         ),

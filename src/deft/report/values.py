@@ -1,12 +1,14 @@
 """Changes, settings, paths and durations go in; the words and figures in which people read them come out."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from deft.evaluate.figure import signed
 from deft.evaluate.interval import Change
-from deft.report.texts import ABILITY_NAMES, UNITS, Lang
+from deft.evaluate.loss import OVERALL
+from deft.report.texts import ABILITIES_CLEAR, ABILITY_NAMES, UNITS, Lang
 
 
 def percent(value: float, lang: Lang) -> str:
@@ -54,3 +56,13 @@ def readable_time(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def abilities_clear(changes: Mapping[str, Change], lang: Lang) -> str:
+    """Say in how many abilities the change is clear of zero; nothing where the rows name no ability."""
+    abilities = [change for name, change in changes.items() if name != OVERALL]
+    if not abilities:
+        return ""
+    clear = sum(change.is_clear for change in abilities)
+    of_some, of_all = ABILITIES_CLEAR[lang]
+    return (of_all if clear == len(abilities) else of_some).format(clear=clear, abilities=len(abilities))
