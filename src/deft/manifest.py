@@ -14,6 +14,9 @@ from deft.rundir import FREE_TO_CHANGE, file_sha256, known_sha256, read_object, 
 
 MANIFEST = "deft_manifest.json"
 
+STATE_FILES = ("optimizer", "scheduler", "rng_state", "scaler", "trainer_state", "rows.", "position.", "global_step")
+"""Beginnings of the names of what only a run that goes on needs; a model is whole without it."""
+
 
 def write_manifest(folder: Path) -> None:
     """Write the manifest of a folder whose other files are all there."""
@@ -34,13 +37,18 @@ def manifest_files(folder: Path) -> Iterator[Path]:
             yield file
 
 
-def find_fault(folder: Path) -> str | None:
-    """Say which file of a folder is not as it was written, and how; None if all are, or there is no manifest."""
+def find_fault(folder: Path, *, of_model: bool = False) -> str | None:
+    """Say which file of a folder is not as it was written, and how; None if all are, or there is no manifest.
+
+    With `of_model`, where training stood does not count.
+    """
     if not (folder / MANIFEST).exists():
         return None
     listed = read_object(folder / MANIFEST).get("files")
     if not isinstance(listed, dict) or not listed:
         return f"{MANIFEST} is damaged"
+    if of_model:
+        listed = {name: expected for name, expected in listed.items() if not name.startswith(STATE_FILES)}
     with ThreadPoolExecutor() as pool:
         faults = pool.map(lambda item: file_fault(folder / item[0], item[1]), sorted(listed.items()))
         return next((fault for fault in faults if fault), None)
@@ -68,7 +76,7 @@ def check_manifest(folder: Path) -> None:
     Raises:
         UserError: naming the first file that is not as it was written.
     """
-    fault = find_fault(folder)
+    fault = find_fault(folder, of_model=True)
     if fault is not None:
         fix = "copy or make the folder again; if you changed the file on purpose: --verify none"
         raise UserError("a file of the model is not as it was written", got=fault, where=str(folder), fix=fix)

@@ -298,6 +298,19 @@ def test_a_damaged_model_is_neither_trained_nor_merged(llama: Path, tmp_path: Pa
     assert caught.value.where == str(model) and "--verify none" in str(caught.value.fix)
 
 
+def test_a_checkpoint_without_its_training_state_is_a_whole_model(saved: Path, tmp_path: Path) -> None:
+    model = tmp_path / "模型"
+    shutil.copytree(saved / "best", model)
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "rows.parquet"):
+        (model / name).unlink()
+    check_manifest(model)
+    assert find_fault(model) == "optimizer.pt is missing", "and none to resume from"
+    (model / "config.json").unlink()
+    with pytest.raises(UserError, match="not as it was written") as caught:
+        check_manifest(model)
+    assert caught.value.got == "config.json is missing"
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "run.json"])
 def test_a_pipe_in_a_run_is_not_waited_for(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

@@ -320,7 +320,8 @@ def test_a_group_is_left_in_the_same_way_whatever_ends_a_process(way: str, place
     (place / "leaves.py").write_text(LEAVES_EARLY, encoding="utf-8")
     done = subprocess.run([*torchrun(2), "leaves.py", way], cwd=place, capture_output=True, text=True, check=False)
     assert (done.returncode == 0) == (way == "SystemExit"), done.stderr
-    assert "terminate called" not in done.stderr and "Signal" not in done.stderr
+    # torchrun itself ends the other process by SIGTERM where it lives longer than the first
+    assert "terminate called" not in done.stderr and "SIGABRT" not in done.stderr
 
 
 @pytest.mark.parametrize(

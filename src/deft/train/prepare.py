@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, TrainingArguments
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from deft.errors import UserError
 from deft.model.adapters import add_lora
@@ -68,7 +67,6 @@ def load_to_train(
     Raises:
         UserError: if it cannot be loaded, or its rows would see each other in a pack.
     """
-    unset_hf_deepspeed_config()  # or transformers divides weights as it loads them, and nobody could check the model
     load = partial(load_with_adapters, config, arguments, tokenizer, rows, num_added_tokens=num_added_tokens)
     if reads_once(config, arguments):
         loaded = load_for_all(load, rows.sequences, by_fsdp=arguments.deepspeed is None)

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from transformers import TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from deft.errors import UserError
 from deft.manifest import check_manifest
@@ -95,6 +96,7 @@ def train(
     with joined() as processes:
         arguments = arguments_of(config, Path("unused"))  # a wrong setting is told before a model loads
         check_sharding(config, arguments, processes.num_processes)
+        unset_hf_deepspeed_config()  # or transformers divides weights as it loads them, and none could be checked
         if processes.is_main_process:
             check_writable(config.output_dir)
         else:
