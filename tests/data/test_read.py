@@ -328,3 +328,14 @@ def test_passing_over_broken_rows_is_not_advised_where_nothing_would_be_left(tmp
     with pytest.raises(UserError) as caught:
         read_examples([path])
     assert "--skip-broken" not in str(caught.value) and "1 of the 1 rows" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ['{"甲": ', "["], ids=["objects", "lists"])
+def test_a_row_of_any_depth_is_read_or_told(tmp_path: Path, value: str) -> None:
+    closed = "}" if value.startswith("{") else "]"
+    file = tmp_path / "深.jsonl"
+    row = '{"prompt": "问", "completion": "答", "category": %s1%s}\n'
+    file.write_text("".join(row % (value * depth, closed * depth) for depth in range(1, 1200, 20)), encoding="utf-8")
+    found = read_examples([file], skip_broken=True)
+    assert len(found.examples) + len(found.broken) == 60
+    assert found.broken and all("nested too deeply" in row.reason for row in found.broken)

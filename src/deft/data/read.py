@@ -125,6 +125,8 @@ def read_file(
         except UserError as error:
             got = None if error.got is None else shorten(error.got)
             broken.append(BrokenRow(source=source, reason=error.what, got=got, fix=error.fix))
+        except RecursionError:  # shallow enough to be decoded, and not to be looked through
+            broken.append(BrokenRow(source=source, reason="the row holds values nested too deeply", fix="take it out"))
     return examples, broken
 
 
