@@ -157,6 +157,27 @@ def test_a_resumed_run_holds_out_the_same_rows_and_measures_before_only_once(
     assert '<html lang="zh-CN">' in (folder / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_run_killed_before_its_first_checkpoint_measures_before_anew(
+    model: Path, walk: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / DATA).write_text(data(), encoding="utf-8")
+    command = ("train", "--model", str(model), "--train", DATA, *SETTINGS, *EPOCHS)
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise ConnectionAbortedError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("deft.train.trainer.SupervisedTrainer.training_step", killed)
+        with pytest.raises(ConnectionAbortedError):
+            deft(*command)
+    assert [line["step"] for line in read_metrics(tmp_path / "runs/latest") if "eval_loss" in line] == [0]
+    assert deft(*command, "--resume-training") == 0
+    folder = (tmp_path / "runs/latest").resolve()
+    assert [line["step"] for line in read_metrics(folder) if "eval_loss" in line].count(0) == 1
+    assert changes_of(folder) == changes_of(walk[0]), "as if nothing had happened"
+
+
 def test_the_recipe_of_a_run_holds_out_the_same_rows(
     walk: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

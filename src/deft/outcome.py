@@ -95,13 +95,13 @@ def losses_by_step(folder: Path) -> dict[int, list[EvaluatedRow]]:
     import pyarrow.parquet as pq
 
     file = folder / "rows.parquet"
-    steps = [line["step"] for line in read_metrics(folder) if "eval_loss" in line]
-    if not steps or not file.exists():
+    if not file.exists():
         return {}
-    rows = [row for row in pq.read_table(file).to_pylist() if row["split"] == "valid"]
-    size = len(rows) // len(steps)  # each measurement is of all rows, and follows the one before
-    blocks = (rows[start : start + size] for start in range(0, size * len(steps), size))
-    return {step: evaluated_rows(block) for step, block in zip(steps, blocks, strict=True)}
+    measured: dict[int, list[dict[str, Any]]] = {}
+    for row in pq.read_table(file).to_pylist():
+        if row["split"] == "valid" and row.get("step", -1) >= 0:  # rows of earlier versions name no step
+            measured.setdefault(row["step"], []).append(row)
+    return {step: evaluated_rows(rows) for step, rows in measured.items()}
 
 
 def evaluated_rows(rows: Sequence[Mapping[str, Any]]) -> list[EvaluatedRow]:

@@ -78,13 +78,16 @@ class RunRecord:
     def resume(self, checkpoint: Path | None) -> None:
         """Go on from the record as `checkpoint` holds it (None: as at the start): what came later is forgotten.
 
+        At the start no loss is known: that before training is measured again.
+
         Raises:
             UserError: if the checkpoint's record of rows cannot be read.
         """
         self.rows = read_rows(checkpoint) if checkpoint else []
         step = checkpoint_step(checkpoint) if checkpoint else 0
+        forgotten = SUMMARY_KEYS if checkpoint else SUMMARY_KEYS | {"eval_loss"}
         lines = read_metrics(self.folder)
-        kept = [line for line in lines if line["step"] <= step and not line.keys() & SUMMARY_KEYS]
+        kept = [line for line in lines if line["step"] <= step and not line.keys() & forgotten]
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
 
