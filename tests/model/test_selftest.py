@@ -6,7 +6,9 @@ import torch
 
 from deft.errors import UserError
 from deft.model import selftest
-from deft.model.selftest import check_packing, few_short_rows
+from deft.model.attention import rows_apart
+from deft.model.likelihood import PackedRows, supervised_nll
+from deft.model.selftest import check_packing, few_short_rows, last_of_each, nll_alone
 from deft.model.tiny import byte_tokenizer, tiny_model
 from deft.types import IGNORED_LABEL, TokenSequence
 
@@ -127,3 +129,15 @@ def test_a_decoder_that_gives_no_hidden_states_is_refused_in_words(monkeypatch: 
     monkeypatch.setattr(model.get_decoder(), "forward", lambda *_, **__: (torch.zeros(1),))
     with pytest.raises(UserError, match="would see each other"):
         check_packing(model, ROWS)
+
+
+def test_of_a_long_row_the_last_supervised_tokens_are_compared() -> None:
+    chosen = [row("千里莺啼绿映红，" * 20), row("静夜思")]
+    model = tiny_model("llama", seed=3)
+    pack = PackedRows.lay(chosen)
+    with torch.no_grad():
+        alone = [nll_alone(model, one) for one in chosen]
+        with rows_apart(model):
+            packed = last_of_each(pack, supervised_nll(model, pack).per_token)
+    assert [len(found) for found in alone] == [256, len(chosen[1]) - 3]
+    torch.testing.assert_close(packed, torch.cat(alone), atol=1e-4, rtol=0)

@@ -4,6 +4,7 @@ Attention that deft does not know of (linear attention, a convolution over token
 would let rows of a pack see each other, and nothing in a loss curve would tell.
 """
 
+import inspect
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 
 from deft.errors import UserError
 from deft.model.attention import rows_apart
-from deft.model.likelihood import PackedRows, supervised_nll
+from deft.model.likelihood import PackedRows, base_model, supervised_nll
 from deft.model.memory_fault import is_out_of_memory
 from deft.types import IGNORED_LABEL, TokenSequence
 
@@ -22,6 +23,9 @@ EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_nu
 """What configurations call the number of experts."""
 MAX_ROWS = 4
 MAX_TOKENS = 1024
+MAX_COMPARED = 256
+"""Supervised tokens of a row, its last ones, that are compared with the row alone: where a leak changes one, it changes
+all, and the logits of a long row alone would take more memory than training does."""
 TOLERANCE_NATS = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.05}
 """How far the NLL of a supervised token may be off, on average: rounding stays far below, a leak goes far above."""
 
@@ -43,7 +47,8 @@ def check_packing(model: PreTrainedModel, rows: Sequence[TokenSequence]) -> floa
     try:
         alone = torch.cat([nll_alone(model, row) for row in chosen])
         with rows_apart(model):
-            packed = supervised_nll(model, PackedRows.lay(chosen)).per_token
+            pack = PackedRows.lay(chosen)
+            packed = last_of_each(pack, supervised_nll(model, pack).per_token)
             apart = (
                 nll_beside(model, chosen[0], chosen[-1].input_ids),
                 nll_beside(model, chosen[0], other_ids(chosen[-1])),
@@ -101,10 +106,21 @@ def few_short_rows(rows: Sequence[TokenSequence]) -> list[TokenSequence]:
 
 
 def nll_alone(model: PreTrainedModel, row: TokenSequence) -> torch.Tensor:
-    """Return the NLL of a row's supervised tokens, fp32 [supervised], from a plain forward pass."""
+    """Return the NLL of a row's last supervised tokens, fp32 [compared], from a plain forward pass."""
     packed = PackedRows.lay([row])
-    logits = model(input_ids=packed.input_ids.to(model.device), use_cache=False).logits[0, packed.predicting]
-    return nn.functional.cross_entropy(logits.float(), packed.targets.to(logits.device), reduction="none")
+    predicting, targets = packed.predicting[-MAX_COMPARED:], packed.targets[-MAX_COMPARED:]
+    inputs = {"input_ids": packed.input_ids.to(model.device), "use_cache": False}
+    if "logits_to_keep" in inspect.signature(base_model(model).forward).parameters:
+        logits = model(**inputs, logits_to_keep=predicting.to(model.device)).logits[0]
+    else:
+        logits = model(**inputs).logits[0, predicting]
+    return nn.functional.cross_entropy(logits.float(), targets.to(logits.device), reduction="none")
+
+
+def last_of_each(packed: PackedRows, per_token: torch.Tensor) -> torch.Tensor:
+    """Return of `per_token`, fp32 [supervised] over a pack, what `nll_alone` returns of its rows, one after another."""
+    rows = range(len(packed.row_ids))
+    return torch.cat([per_token[packed.row_of.to(per_token.device) == row][-MAX_COMPARED:] for row in rows])
 
 
 def cannot_pack(model: PreTrainedModel, found: str) -> UserError:
