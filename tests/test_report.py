@@ -29,6 +29,12 @@ from deft.train.figure import draw_losses, loss_figure
 VOID = {"meta", "br"}
 
 
+@pytest.fixture(autouse=True)
+def two_rows_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have abilities of two rows get intervals, which can be told by hand."""
+    monkeypatch.setattr("deft.evaluate.interval.FEWEST_DEGREES", 1)
+
+
 class Page(HTMLParser):
     """Reads a page strictly: every element is closed, and by its own name. Keeps attributes, text and table cells."""
 

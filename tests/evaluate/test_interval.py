@@ -20,7 +20,8 @@ def rows_of(nll: np.ndarray, tokens: np.ndarray, ability: str = "历史") -> lis
     ]
 
 
-def test_change_is_that_of_the_token_weighted_means() -> None:
+def test_change_is_that_of_the_token_weighted_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deft.evaluate.interval.FEWEST_DEGREES", 1)
     before = [row("a", 6.0, 2), row("b", 10.0, 8)]
     after = [row("a", 4.0, 2), row("b", 4.0, 8)]
     change = paired_change(before, after)
@@ -47,6 +48,13 @@ def test_one_row_has_no_interval() -> None:
     assert change.difference == -1.0
     assert all(math.isnan(bound) for bound in (change.low, change.high, change.relative_low, change.relative_high))
     assert not change.is_clear
+
+
+@pytest.mark.parametrize(("num_rows", "has_interval"), [(2, False), (5, False), (6, True)])
+def test_few_rows_have_no_interval(num_rows: int, has_interval: bool) -> None:
+    tokens = np.arange(1, num_rows + 1) * 10
+    change = paired_change(rows_of(tokens * 3.0, tokens), rows_of(tokens * np.linspace(1.0, 1.1, num_rows), tokens))
+    assert math.isfinite(change.low) is math.isfinite(change.relative_high) is change.is_clear is has_interval
 
 
 def test_interval_agrees_with_brute_force() -> None:
@@ -90,7 +98,7 @@ def test_overall_resamples_within_abilities() -> None:
     assert loose.high - loose.low > 0.1
 
 
-@pytest.mark.parametrize("num_rows", [10, 40])
+@pytest.mark.parametrize("num_rows", [6, 10, 40])
 def test_interval_holds_the_truth_about_as_often_as_it_says(num_rows: int) -> None:
     rng = np.random.default_rng(0)
     held = 0

@@ -22,6 +22,9 @@ from deft.evaluate.loss import OVERALL, EvaluatedRow, by_ability
 
 MAX_DRAWN_AT_ONCE = 4_000_000
 """Row counts held in memory at a time: resamples × rows, 32 MB."""
+FEWEST_DEGREES = 5
+"""Rows less strata from which on there is an interval: what is called one of 95 % holds the true change 51 times in 100
+with two rows, 74 with three, 88 with four and 92 with six (600 trials, losses and changes normal)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,13 +171,13 @@ def generators(seed: int, number: int) -> Iterator[np.random.Generator]:
 
 
 def tail_probability(confidence: float, *, num_rows: int, num_strata: int) -> float | None:
-    """Return the share of resamples to leave out at each end; None where no stratum has two rows.
+    """Return the share of resamples to leave out at each end; None where there are too few rows for an interval.
 
     Student's t with the degrees of freedom that the strata leave, and the bootstrap's missing factor
     rows / (rows - strata) in the variance.
     """
     degrees = num_rows - num_strata
-    if degrees < 1:
+    if degrees < FEWEST_DEGREES:
         return None
     return NormalDist().cdf(-math.sqrt(num_rows / degrees) * student_quantile((1 + confidence) / 2, degrees))
 

@@ -27,12 +27,13 @@ SETTINGS = tuple(field.name for field in fields(Sampling) if field.name != "exac
 HELP = """\
 /reset            begin a new conversation
 /identity         show the model's identity
-/identity TEXT    set it, and begin a new conversation ("/identity -" for none)
+/identity TEXT    set it, and begin a new conversation ("-" for none)
 /set              show the settings of sampling
-/set NAME VALUE   change one, e.g. "/set temperature 0.3" ("/set seed -" for none)
+/set NAME VALUE   change one: /set temperature 0.3, /set seed - for none
 /save FILE        write the conversation as one JSONL row
 /help             this text
-/exit             leave (or Ctrl-D, or Ctrl-C twice); Ctrl-C during a reply stops it"""
+/exit             leave (or Ctrl-D, or Ctrl-C twice)
+Ctrl-C            stop a reply"""
 
 
 def run_chat(assistant: Assistant, *, console: Console, **sampling: Any) -> None:
