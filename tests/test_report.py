@@ -147,6 +147,9 @@ def test_the_sentence_says_what_happened() -> None:
     clear = {name: change for name, change in changes().items() if change.is_clear}
     assert abilities_clear(clear, "zh") == "，2 项能力的变化均显著（区间不含 0）"
     assert abilities_clear({"all": changes()["all"]}, "zh") == ""
+    single = paired_changes(rows({"史": [1.0], "诗": [2.0]}), rows({"史": [0.5], "诗": [1.0]}))
+    assert abilities_clear(single, "zh") == "，各项能力的条数太少，无法单独给出区间"
+    assert abilities_clear(single, "en") == ", with too few rows in each ability for intervals of their own"
     assert "What training on 1,240 rows changed" in page.text
     assert "损失从每词元" in Page(report_html(results(), "zh")).text
     worse = paired_changes(rows({"史": [1.0, 1.1]}), rows({"史": [2.0, 2.1]}))

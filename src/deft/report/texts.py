@@ -9,17 +9,19 @@ UNITS: dict[str, str] = {"en": "\u00a0%", "zh": "%"}
 """How a language writes the percent sign after a number."""
 
 
-ABILITIES_CLEAR: dict[str, tuple[str, str]] = {
+ABILITIES_CLEAR: dict[str, tuple[str, str, str]] = {
     "en": (
+        ", with too few rows in each ability for intervals of their own",
         ", clear of zero in {clear} of {abilities} abilities",
         ", clear of zero in {clear} of {abilities} abilities",
     ),
     "zh": (
+        "，各项能力的条数太少，无法单独给出区间",
         "，{abilities} 项能力中有 {clear} 项变化显著（区间不含 0）",
         "，{abilities} 项能力的变化均显著（区间不含 0）",
     ),
 }
-"""In how many abilities the change is clear of zero: how that is said of some of them, and of all."""
+"""In how many abilities the change is clear of zero: how it is said that none can be told, of some, and of all."""
 
 ABILITY_NAMES: dict[str, dict[str, str]] = {
     "en": {OVERALL: "all rows"},

@@ -63,6 +63,8 @@ def abilities_clear(changes: Mapping[str, Change], lang: Lang) -> str:
     abilities = [change for name, change in changes.items() if name != OVERALL]
     if not abilities:
         return ""
+    untold, of_some, of_all = ABILITIES_CLEAR[lang]
+    if all(math.isnan(change.low) for change in abilities):
+        return untold
     clear = sum(change.is_clear for change in abilities)
-    of_some, of_all = ABILITIES_CLEAR[lang]
     return (of_all if clear == len(abilities) else of_some).format(clear=clear, abilities=len(abilities))
