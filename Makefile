@@ -1,12 +1,17 @@
 # make quickstart   install, fetch the embedded model, fine-tune it, show what it learned
 # make test         install and run the default test suite
+# make gpu-wheels   fetch what benchmarks.gpu needs on a machine with a GPU and no network
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 DEV_STAMP := .venv/.installed-dev
 DEEPSPEED := .venv/deepspeed
+GPU_WHEELS := .gpu-wheels
+GPU_PYTHON ?= 3.12
+GPU_PLATFORMS := $(foreach glibc,2_28 2_27 2_17,--platform manylinux_$(glibc)_x86_64) --platform manylinux2014_x86_64
+MOST_KIB := 61440
 
-.PHONY: install install-dev quickstart test test-slow chromium check format clean
+.PHONY: install install-dev quickstart test test-slow chromium gpu-wheels check format clean
 
 install: $(STAMP)
 install-dev: $(DEV_STAMP)
@@ -51,6 +56,16 @@ test-slow: install-dev $(DEEPSPEED)/.installed chromium
 	$(BIN)/deft pull smollm2-135m
 	$(BIN)/python -m pytest -m slow
 
+# One version of each package, or they could not be installed together; with the code they may take 60 MiB.
+gpu-wheels: | $(BIN)/python
+	rm -rf $(GPU_WHEELS)
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+		--implementation cp --python-version $(GPU_PYTHON) $(GPU_PLATFORMS) \
+		--dest $(GPU_WHEELS) -r benchmarks/gpu/requirements.txt
+	@kib=$$(( $$(du -sk $(GPU_WHEELS) | cut -f1) + $$(git ls-files -z | du -ck --files0-from=- | tail -1 | cut -f1) )); \
+	echo "$(GPU_WHEELS): $$(ls $(GPU_WHEELS) | wc -l) wheels; with the code $$(( kib / 1024 )) MiB"; \
+	[ $$kib -le $(MOST_KIB) ] || { echo "that is more than $$(( $(MOST_KIB) / 1024 )) MiB" >&2; exit 1; }
+
 check: install-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -62,4 +77,4 @@ format: install-dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv $(GPU_WHEELS) .mypy_cache .pytest_cache .ruff_cache

@@ -6,7 +6,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deft.model.likelihood import PackedRows, takes_packs
-from deft.model.speed import checkpointing_settings, compile_layers
+from deft.model.speed import checkpoint_activations, checkpointing_settings, compile_layers
 from deft.model.tiny import tiny_model
 from deft.types import TokenSequence
 
@@ -78,3 +78,13 @@ def test_compiled_layers_give_the_same_gradients_and_are_compiled_once() -> None
             torch.testing.assert_close(gradient, expected[name], atol=1e-4, rtol=1e-3)
     assert compiles[0] > 0, "nothing was compiled"
     assert compiles[-1] == compiles[1], f"packs of other lengths were compiled anew: {compiles}"
+
+
+def test_a_transformers_that_knows_only_the_older_name_checkpoints_as_well() -> None:
+    class Older:
+        def gradient_checkpointing_enable(self, settings: dict) -> None:
+            self.settings = settings
+
+    model = Older()
+    checkpoint_activations(model, "nothing")
+    assert model.settings == {"use_reentrant": False}

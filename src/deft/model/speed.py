@@ -47,6 +47,12 @@ def checkpointing_settings(keep: str) -> dict[str, Any]:
     return settings
 
 
+def checkpoint_activations(model: Any, keep: str) -> None:
+    """Have activations computed again in the backward pass; `keep` as in `checkpointing_settings`."""
+    newer = getattr(model, "activation_checkpointing_enable", None)  # transformers 5.17 has the other name only
+    (newer or model.gradient_checkpointing_enable)(checkpointing_settings(keep))
+
+
 def compile_layers(model: Any) -> None:
     """Have the layers of a decoder compiled when they first run, all by the same code, whatever the packs' lengths.
 

@@ -21,7 +21,7 @@ from deft.model.kernels import use_liger
 from deft.model.load import LoadedModel, choose_device, choose_dtype, load_model
 from deft.model.memory_fault import is_out_of_memory
 from deft.model.selftest import check_packing
-from deft.model.speed import checkpointing_settings, compile_layers
+from deft.model.speed import checkpoint_activations, compile_layers
 from deft.model.vocabulary import check_rows
 from deft.prompt.detect import chat_format_to_train
 from deft.prompt.format import ChatFormat, EncodeResult, FormatKind
@@ -121,7 +121,7 @@ def load_with_adapters(
         model = with_adapters(loaded.model, config, train_embeddings=num_added_tokens > 0)
         loaded = dataclasses.replace(loaded, model=model)
     if config.gradient_checkpointing:
-        loaded.model.activation_checkpointing_enable(checkpointing_settings(config.checkpointing_keeps))
+        checkpoint_activations(loaded.model, config.checkpointing_keeps)
     return loaded
 
 

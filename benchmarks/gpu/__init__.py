@@ -1,0 +1,1 @@
+"""All checks and measurements that need a GPU, in one call: `python -m benchmarks.gpu`."""
