@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deft.model.load import find_folder, load_tokenizer
+from deft.model.matmul import multiplies_in_bfloat16
 from deft.model.tiny import save_tiny
 from deft.prompt.detect import chat_format_to_train
 from deft.train.config import TrainConfig
@@ -65,6 +66,7 @@ SETTINGS = (
     Setting(
         name="smollm2 LoRA, checkpointing", changes={"batch_size": 4, "method": "lora", "gradient_checkpointing": True}
     ),
+    Setting(name="smollm2 full, bfloat16", changes={"batch_size": 4, "dtype": "bfloat16"}),
     Setting(name="smollm2 full, longer pack", changes={"batch_size": 8, "pack_length_tokens": 1024}),
     Setting(name="smollm2 full, accumulation 2", changes={"batch_size": 4, "gradient_accumulation": 2}),
     Setting(name="random Llama 12 × 512, full", model=SMALL, row_tokens=500, changes={"batch_size": 4}),
@@ -186,6 +188,9 @@ def main() -> None:
     began_at = time.monotonic()
     for setting in SETTINGS:
         if arguments.only and arguments.only not in setting.name:
+            continue
+        if "dtype" in setting.changes and not (torch.cuda.is_available() or multiplies_in_bfloat16()):
+            print(setting.name, "left out: nothing here multiplies in bfloat16", sep=" · ")
             continue
         row = run_setting(setting, arguments.malloc)
         ratio = row["predicted"] / row["measured"]

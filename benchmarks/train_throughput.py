@@ -4,8 +4,9 @@
                                           [--only deft,trl,ancestor] [--repeats 1]
 
 The contenders run one after another, each in a process of its own: fp32 on the CPU, the same rows in the same optimizer
-steps, the same AdamW and learning rates. Loading, imports and the first two steps are not timed. `trl_defaults` (see
-benchmarks/peers/trl_sft.py) may be named as a further contender. TRL must be installed: pip install -r
+steps, the same AdamW and learning rates. Loading, imports and the first two steps are not timed. Further contenders
+may be named: `deft_bf16` (deft with `--dtype bfloat16`), `trl_onednn` (TRL with PyTorch's switch that sends products to
+oneDNN), `trl_defaults` (see benchmarks/peers/trl_sft.py). TRL must be installed: pip install -r
 benchmarks/requirements.txt.
 
 The work of a model is counted alike for all, whatever they compute beyond it: 6 FLOP × parameters of the layers × real
@@ -43,8 +44,10 @@ from deft.types import Example
 
 CONTENDERS = {
     "deft": ("benchmarks.peers.deft_train",),
+    "deft_bf16": ("benchmarks.peers.deft_train", "bfloat16"),
     "trl": ("benchmarks.peers.trl_sft", "trl"),
     "ancestor": ("benchmarks.peers.ancestor_loop",),
+    "trl_onednn": ("benchmarks.peers.trl_sft", "trl_onednn"),
     "trl_defaults": ("benchmarks.peers.trl_sft", "trl_defaults"),
 }
 """The module that runs each contender, and what it is told beside the plan's folder."""

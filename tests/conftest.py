@@ -1,9 +1,15 @@
 """Settings every test runs under: no network, quiet libraries, one thread per worker (the models are tiny)."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["COLUMNS"] = "120"
+if "DEFT_CACHE_DIR" not in os.environ:  # workers get that of the process that starts them
+    os.environ["DEFT_CACHE_DIR"] = tempfile.mkdtemp(prefix="deft-tests-")
+    atexit.register(shutil.rmtree, os.environ["DEFT_CACHE_DIR"], ignore_errors=True)

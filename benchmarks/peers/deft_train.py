@@ -15,7 +15,7 @@ from deft.train.config import TrainConfig
 from deft.train.trainer import SupervisedTrainer
 
 
-def config_of(plan: Plan) -> TrainConfig:
+def config_of(plan: Plan, dtype: str) -> TrainConfig:
     """Return the settings of the run that the plan describes."""
     return TrainConfig(
         model=plan.model,
@@ -29,7 +29,7 @@ def config_of(plan: Plan) -> TrainConfig:
         adam_beta1=ADAM_BETAS[0],
         adam_beta2=ADAM_BETAS[1],
         max_grad_norm=MAX_GRAD_NORM,
-        dtype="float32",
+        dtype=dtype,  # type: ignore[arg-type]  # checked by the settings themselves
         seed=plan.seed,
     )
 
@@ -51,8 +51,9 @@ def main() -> None:
     examples = read_examples(Path(plan.folder) / "rows.jsonl").examples
     if [row.id for row in examples] != [row.id for row in plan.rows]:
         raise SystemExit("deft read other rows than the plan has")
-    result = run.train(config_of(plan), examples, [], Console(quiet=True))
-    report = clock.report("deft", result.best.resolve())
+    dtype = sys.argv[2] if len(sys.argv) > 2 else "float32"
+    result = run.train(config_of(plan, dtype), examples, [], Console(quiet=True))
+    report = clock.report("deft" if dtype == "float32" else f"deft, {dtype}", result.best.resolve())
     if report.num_steps + NUM_WARM_UP_STEPS != len(plan.steps) or report.positions != report.tokens:
         raise SystemExit(f"deft ran other steps than the plan has: {report}")
     tell(report)

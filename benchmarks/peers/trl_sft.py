@@ -1,7 +1,8 @@
-"""TRL's `SFTTrainer` with packing, in two settings.
+"""TRL's `SFTTrainer` with packing, in three settings.
 
 `trl`: its packing (best-fit decreasing, the default strategy), padding-free collator and fused chunked loss, the rows
 of an optimizer step packed together so that its steps are the plan's, gradient checkpointing off as in deft.
+`trl_onednn`: the same, with PyTorch told, once training has begun, that fp32 products may go to oneDNN and be rounded.
 `trl_defaults`: what `packing=True` gives a user who sets nothing else: all rows packed into full packs, one pack a step
 in TRL's own order, gradient checkpointing on.
 
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 from datasets import Dataset, concatenate_datasets
+from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from benchmarks.peers.plan import ADAM_BETAS, MAX_GRAD_NORM, NUM_WARM_UP_STEPS, WEIGHT_DECAY, Clock, Plan, start, tell
@@ -67,6 +70,14 @@ def arguments_of(plan: Plan, *, as_shipped: bool) -> SFTConfig:
     )
 
 
+class ByOneDNN(TrainerCallback):
+    """Sends fp32 products to oneDNN once transformers has set its own precision."""
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Set the switch."""
+        torch.set_float32_matmul_precision("medium")
+
+
 def main() -> None:
     """Train as the plan says and print a report."""
     plan = start(sys.argv[1:])
@@ -86,6 +97,8 @@ def main() -> None:
         processing_class=loaded.tokenizer,
     )
     trainer.add_callback(clock)
+    if name == "trl_onednn":
+        trainer.add_callback(ByOneDNN())
     given = sum(label != IGNORED_LABEL for labels in trainer.train_dataset["labels"] for label in labels)
     if given != plan.num_supervised():
         raise SystemExit(f"TRL has {given} supervised tokens, the plan {plan.num_supervised()}")

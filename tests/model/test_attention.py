@@ -56,6 +56,47 @@ def test_one_kernel_for_all_rows_gives_what_each_row_alone_gives(
     torch.testing.assert_close(at_once, one_by_one, atol=1e-5, rtol=1e-5)
 
 
+def test_a_kernel_without_grouped_heads_gets_keys_and_values_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    def older_varlen(query, key, value, *args, scale, window_size):
+        assert query.shape == key.shape == value.shape
+        return documented_varlen(query, key, value, *args, scale=scale, window_size=window_size, enable_gqa=False)
+
+    model = tiny_model("llama", seed=4)
+    packed = PackedRows.lay(rows())
+    with torch.no_grad(), rows_apart(model):
+        one_by_one = supervised_nll(model, packed).per_token
+        monkeypatch.setattr(attention, "has_one_kernel", lambda *_: True)
+        monkeypatch.setattr(attention, "TAKES_GROUPED_HEADS", False)
+        monkeypatch.setattr(attention, "varlen_attn", older_varlen)
+        at_once = supervised_nll(model, packed).per_token
+    torch.testing.assert_close(at_once, one_by_one, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "baichuan2"])
+def test_autocast_reaches_attention_as_it_reaches_other_products(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(architecture, seed=4, initializer_range=0.05)
+    packed = PackedRows.lay(rows())
+    kinds: list[torch.dtype] = []
+    has_one_kernel = attention.has_one_kernel
+
+    def noted(query: torch.Tensor, dropout: float) -> bool:
+        kinds.append(query.dtype)
+        return has_one_kernel(query, dropout)
+
+    monkeypatch.setattr(attention, "has_one_kernel", noted)
+    with rows_apart(model):
+        exact = supervised_nll(model, packed).per_token
+        kinds.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            nll = supervised_nll(model, packed)
+        nll.total.backward()
+    assert set(kinds) <= {torch.bfloat16}, "queries rotated in fp32 would keep the kernel of 16 bits from running"
+    assert (nll.per_token - exact).abs().max() < 0.05
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
+
+
 def test_the_kernel_runs_on_cuda_in_16_bits_only() -> None:
     assert not attention.has_one_kernel(torch.zeros(1, 2, 3, 64, dtype=torch.bfloat16), 0.0)
 
@@ -72,3 +113,26 @@ def test_on_a_gpu_packed_equals_separate(architecture: str, monkeypatch: pytest.
         alone = torch.cat([supervised_nll(model, PackedRows.lay([row])).per_token for row in rows()])
     assert (kernel - sdpa).abs().mean() < 0.05
     assert (kernel - alone).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3"])
+def test_in_mixed_precision_queries_keys_and_values_are_in_16_bits(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met: list[set[torch.dtype]] = []
+
+    def has_one_kernel(query: torch.Tensor, dropout: float) -> bool:
+        met.append({query.dtype})
+        return False
+
+    def attend_in_rows(query, key, value, *rest, **options):
+        met[-1] |= {key.dtype, value.dtype}
+        return plain(query, key, value, *rest, **options)
+
+    plain = attention.attend_in_rows
+    monkeypatch.setattr(attention, "has_one_kernel", has_one_kernel)
+    monkeypatch.setattr(attention, "attend_in_rows", attend_in_rows)
+    model = tiny_model(architecture, seed=4)
+    with torch.autocast("cpu", dtype=torch.bfloat16), rows_apart(model):
+        supervised_nll(model, PackedRows.lay(rows()))
+    assert met and all(kinds == {torch.bfloat16} for kinds in met)

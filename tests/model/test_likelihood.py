@@ -134,6 +134,24 @@ def test_chunked_cross_entropy_matches_pytorch(frozen: str) -> None:
         assert mine is None or torch.allclose(mine, reference, atol=1e-5)
 
 
+def test_in_mixed_precision_the_head_multiplies_in_16_bits_and_sums_in_32() -> None:
+    generator = torch.Generator().manual_seed(2)
+    hidden = torch.randn(700, 16, generator=generator, requires_grad=True)  # two chunks
+    weight = torch.randn(40, 16, generator=generator, requires_grad=True)
+    targets = torch.randint(0, 40, (700,), generator=generator)
+    exact = cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    wanted = torch.autograd.grad(exact / 700, (hidden, weight))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total, per_token = ChunkedCrossEntropy.apply(hidden, weight, targets)
+    assert (total.dtype, per_token.dtype) == (torch.float32, torch.float32)
+    assert total.item() == pytest.approx(exact.item(), rel=2e-3)
+    for mine, reference in zip(torch.autograd.grad(total / 700, (hidden, weight)), wanted, strict=True):
+        assert mine.dtype == torch.float32
+        assert (mine - reference).norm() / reference.norm() < 0.01
+        scale = (mine * reference).sum() / (reference * reference).sum()
+        assert scale == pytest.approx(1.0, abs=1e-3), "what is known last is not rounded to 16 bits"
+
+
 def test_attention_without_row_lengths_refuses_rather_than_leaks() -> None:
     model = tiny_model("llama", seed=0)
     with rows_apart(model), pytest.raises(RuntimeError, match="lengths of the rows"):
@@ -149,7 +167,7 @@ def test_a_model_that_caps_attention_scores_is_refused() -> None:
 
 
 def test_window_mask_by_hand() -> None:
-    assert window_mask(4, 2, torch.device("cpu")).int().tolist() == [
+    assert (window_mask(4, 2, torch.float32, torch.device("cpu")) == 0).int().tolist() == [
         [1, 0, 0, 0],
         [1, 1, 0, 0],
         [0, 1, 1, 0],

@@ -1,7 +1,6 @@
 """Where a reply ends, for programs that know no chat format: plain `transformers` stops where deft stops."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,10 @@ def trained(folder: Path, method: str) -> Path:
 
 
 def plain_and_deft(folder: Path, texts: list[str], max_new_tokens: int) -> list[tuple[list[int], tuple[int, ...]]]:
-    """Return what plain `transformers` and deft answer greedily, as ids; the token that ends a reply is left out."""
+    """Return what plain `transformers` and deft answer greedily, as ids; the token that ends a reply is left out.
+
+    Both end at the same token, or both go on to the limit.
+    """
     plain: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     loaded = load_model(folder, dtype="float32", device="cpu")
     chat_format = find_chat_format(loaded.tokenizer, folder)
@@ -64,8 +66,9 @@ def plain_and_deft(folder: Path, texts: list[str], max_new_tokens: int) -> list[
         [reply] = generate(
             loaded.model, [prompt], stop_token_ids=stops, settings=Sampling(max_new_tokens=max_new_tokens)
         )
-        assert reply.finish_reason == "stop" and ids[-1] in stops, f"{text}: the reply did not end"
-        pairs.append((ids[:-1], reply.token_ids))
+        ends = ids[-1] in stops
+        assert (reply.finish_reason == "stop") is ends, f"{text}: one of the two did not end"
+        pairs.append((ids[:-1] if ends else ids, reply.token_ids))
     return pairs
 
 
@@ -136,9 +139,8 @@ def test_baichuan2_keeps_its_eos_and_is_still_known_as_chat(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("DEFT_MODELS_DIR" not in os.environ, reason="needs the embedded model")
 def test_smollm2_exported_stops_where_deft_stops(tmp_path: Path) -> None:
     out = export("smollm2-135m", tmp_path / "发布").folder
-    texts = ["What is the capital of France?", "法国的首都是哪里？"]
-    for plain, deft in plain_and_deft(out, texts, 200):
-        assert tuple(plain) == deft
+    pairs = plain_and_deft(out, ["What is the capital of France?", "法国的首都是哪里？"], 64)
+    assert all(tuple(plain) == deft for plain, deft in pairs)
+    assert len(pairs[0][0]) < 64, "the first reply ends"

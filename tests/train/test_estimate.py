@@ -164,6 +164,8 @@ def test_the_trace_finds_what_autograd_really_keeps(architecture: str) -> None:
     config = tiny_config(architecture)
     traced = trace_step(meta_model(config, method="full", dtype=torch.float32), lengths, 4)
     kept = really_kept_bytes(architecture, False, lengths)
+    if architecture == "baichuan2":  # the bias of ALiBi is held by attention itself
+        kept += config.num_attention_heads * max(lengths) ** 2 * 4
     assert traced.saved_bytes == pytest.approx(kept, rel=0.01)
 
 

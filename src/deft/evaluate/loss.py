@@ -64,12 +64,14 @@ def row_losses(
     from deft.model.attention import rows_apart
     from deft.model.generate import evaluating
     from deft.model.likelihood import PackedRows, supervised_nll
+    from deft.model.matmul import choose_kernel, products_by
     from deft.model.vocabulary import check_rows
     from deft.prompt.pack import pack_rows
 
     check_rows(model, sequences)
     found: dict[int, EvaluatedRow] = {}
-    with torch.no_grad(), rows_apart(model), evaluating(model):
+    kernel = choose_kernel(model, min(pack_length_tokens, sum(map(len, sequences)))).kernel
+    with torch.no_grad(), rows_apart(model), evaluating(model), products_by(kernel):
         for pack in pack_rows([len(row) for row in sequences], pack_length_tokens):
             packed = PackedRows.lay([sequences[index] for index in pack])
             sums = supervised_nll(model, packed).per_row(packed).tolist()

@@ -5,10 +5,12 @@ they cost the square of the pack's length and are lost silently when a cache or 
 (transformers 5.23, `masking_utils.py`). Here the attention function is told the rows' lengths and attends within each,
 so there is no mask to lose: called without lengths it refuses.
 
-On a CUDA GPU in 16 bits all rows go through one variable-length kernel (`torch.nn.attention.varlen`); elsewhere each
-goes through `scaled_dot_product_attention` on its own.
+On a CUDA GPU in 16 bits all rows go through one variable-length kernel (`torch.nn.attention.varlen`), on a CPU through
+one operation that reads and writes each in place (`deft.model.cpu_attention`); elsewhere each goes through
+`scaled_dot_product_attention` on its own.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
@@ -20,6 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from deft.errors import UserError
+from deft.model.cpu_attention import attend_in_rows, can_attend, for_each_head, rows_of
 
 if TYPE_CHECKING:
     from deft.model.baichuan2.alibi import Alibi
@@ -52,6 +55,8 @@ class RowLengths(Sequence[int]):
 
 LARGEST_KERNEL_HEAD = 256
 """Head dimension up to which flash attention is built."""
+TAKES_GROUPED_HEADS = "enable_gqa" in inspect.signature(varlen_attn).parameters
+"""Whether several heads may share keys and values there: from PyTorch 2.12 on. Before, they are copied for each."""
 
 
 def rows_apart_attention(
@@ -78,32 +83,36 @@ def rows_apart_attention(
     if used := [name for name in UNSUPPORTED_OPTIONS if options.get(name) is not None]:
         fix = "choose another model: deft models"
         raise UserError("this model's attention cannot run row by row", got=", ".join(used), fix=fix)
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):  # rotary positions in fp32 make queries and keys fp32, values stay in 16 bits
+        query, key, value = (each.to(torch.get_autocast_dtype(kind)) for each in (query, key, value))
     if alibi is None and has_one_kernel(query, dropout):
         return all_rows_at_once(query, key, value, row_lengths, scale=scaling, window=sliding_window), None
-    repeats = query.shape[1] // key.shape[1]
-    if repeats > 1:
-        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    device, held = query.device, query.dtype  # the queries themselves must not be kept for the masks
+
+    def mask_of(length: int, dtype: torch.dtype) -> torch.Tensor | None:
+        if alibi is not None:  # as large as it is, it stays in the format that the model computes in
+            return alibi.within_row(length, max(row_lengths), held)
+        if sliding_window is not None and length > sliding_window:
+            return window_mask(length, sliding_window, dtype, device)
+        return None
+
+    if can_attend(query, value, dropout):
+        return attend_in_rows(query, key, value, row_lengths, masks=mask_of, scale=scaling), None
     rows = []
-    start = 0
-    for length in row_lengths:
-        here = slice(start, start + length)
-        mask = None
-        if alibi is not None:
-            mask = alibi.within_row(length, max(row_lengths), query.dtype)
-        elif sliding_window is not None and length > sliding_window:
-            mask = window_mask(length, sliding_window, query.device)
+    for here, (row_query, row_key, row_value) in rows_of(row_lengths, query, key, value):
+        mask = mask_of(here.stop - here.start, held)
         rows.append(
             scaled_dot_product_attention(
-                query[:, :, here],
-                key[:, :, here],
-                value[:, :, here],
+                row_query,
+                for_each_head(row_key, query.shape[1]),
+                for_each_head(row_value, query.shape[1]),
                 attn_mask=mask,
                 is_causal=mask is None,
                 dropout_p=dropout,
                 scale=scaling,
             )
         )
-        start += length
     return torch.cat(rows, dim=2).transpose(1, 2).contiguous(), None
 
 
@@ -125,6 +134,11 @@ def all_rows_at_once(
     """Attend causally within each row in one kernel; shapes as in `rows_apart_attention`."""
     starts = torch.tensor([0, *accumulate(row_lengths)], dtype=torch.int32, device=query.device)
     longest = max(row_lengths)
+    options: dict[str, Any] = {}
+    if TAKES_GROUPED_HEADS:
+        options["enable_gqa"] = query.shape[1] != key.shape[1]
+    else:
+        key, value = for_each_head(key, query.shape[1]), for_each_head(value, query.shape[1])
     out = varlen_attn(
         query[0].transpose(0, 1),  # [tokens, heads, head_dim]
         key[0].transpose(0, 1),
@@ -135,16 +149,20 @@ def all_rows_at_once(
         longest,
         scale=scale,
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **options,
     )
     return out[None]  # type: ignore[call-overload]  # a tensor, because no further values were asked for
 
 
-def window_mask(length: int, window: int, device: torch.device) -> torch.Tensor:
-    """Return the boolean mask `[length, length]` in which a token sees itself and the `window` - 1 before it."""
+def window_mask(length: int, window: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return the mask `[length, length]` by which a token sees itself and the `window` - 1 before it.
+
+    It is what is added to the scores: 0, or minus infinity.
+    """
     position = torch.arange(length, device=device)
     distance = position[:, None] - position[None, :]
-    return (distance >= 0) & (distance < window)
+    hidden = (distance < 0) | (distance >= window)
+    return torch.zeros(length, length, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
 
 
 AttentionInterface.register(ROWS_APART, rows_apart_attention)

@@ -23,6 +23,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from deft.errors import UserError
 from deft.model.likelihood import base_model
+from deft.model.matmul import Kernel, choose_kernel, products_by
 from deft.model.sampling import Sampling, pick
 from deft.model.vocabulary import check_ids
 
@@ -257,6 +258,7 @@ class Batch:
         self.parameters = inspect.signature(base_model(model).forward).parameters
         spread = max(settings.repetition_penalty, 1 / settings.repetition_penalty)
         self.tolerance = NEAR_TIE.get(model.dtype, NEAR_TIE[torch.bfloat16]) * spread
+        self.kernels: dict[int, Kernel] = {}
         self.exact = settings.exact if settings.exact is not None else model.dtype not in SIXTEEN_BITS
 
     def forward(self) -> torch.Tensor:
@@ -271,7 +273,14 @@ class Batch:
         """Call the model with the arguments it knows and return the logits of the last position."""
         optional = {"position_ids": position_ids, "logits_to_keep": 1}
         known = {name: value for name, value in optional.items() if name in self.parameters}
-        return self.model(input_ids=input_ids, attention_mask=mask, **known, **options).logits[:, -1].float()
+        with products_by(self.kernel(input_ids.numel())):
+            return self.model(input_ids=input_ids, attention_mask=mask, **known, **options).logits[:, -1].float()
+
+    def kernel(self, num_tokens: int) -> Kernel:
+        """Return the kernel for the products of a pass over so many tokens: a prompt's many, or a token a row."""
+        if num_tokens not in self.kernels:
+            self.kernels[num_tokens] = choose_kernel(self.model, num_tokens).kernel
+        return self.kernels[num_tokens]
 
     def alone(self, row: Row) -> torch.Tensor:
         """Return the logits of one row's next token, computed from that row only, fp32 [1, vocab]."""

@@ -179,6 +179,10 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Shapes: `hidden` [supervised, hidden], `weight` [vocab, hidden], `targets` [supervised]."""
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        ctx.hidden_dtype, ctx.weight_dtype = hidden.dtype, weight.dtype
+        kind = hidden.device.type
+        if torch.is_autocast_enabled(kind):  # once, and for the gradients' products too, which autocast leaves alone
+            hidden, weight = (each.to(torch.get_autocast_dtype(kind)) for each in (hidden, weight))
         per_token = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
@@ -199,7 +203,6 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             elif grad_weight is not None:
                 grad_weight += grad_logits.T @ hidden[here]
         ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(per_token)
         return per_token.sum(), per_token
 
@@ -208,7 +211,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         """Scale the stored gradients by the one number that was not known in the forward pass."""
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:
-            grad_hidden = grad_hidden * grad_total.to(grad_hidden.dtype)
+            grad_hidden = grad_hidden.to(ctx.hidden_dtype) * grad_total
         if grad_weight is not None:
             grad_weight = (grad_weight.mul_(grad_total)).to(ctx.weight_dtype)
         return grad_hidden, grad_weight, None

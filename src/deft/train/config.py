@@ -90,6 +90,10 @@ class TrainConfig:
     """Gradients are scaled down to this norm; 0 leaves them."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: float32 on a CPU, bfloat16 on a GPU."""
+    fast: bool = False
+    """Compute in bfloat16 on a CPU whose processor multiplies in it; elsewhere this changes nothing."""
+    matmul: Literal["auto", "plain", "onednn"] = "auto"
+    """Which library multiplies in fp32 on a CPU; auto: the fastest of those that are exact, as measured here."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, a third more work."""
     checkpointing_keeps: Literal["nothing", "products"] = "nothing"

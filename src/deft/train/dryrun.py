@@ -17,6 +17,7 @@ from deft.screen import say
 from deft.train.arguments import arguments_of
 from deft.train.config import TrainConfig
 from deft.train.estimate import Estimate, estimate
+from deft.train.kernel import in_fast_format
 from deft.train.memory import ADAM_BYTES_PER_PARAMETER, SHARDINGS, MemoryEstimate
 from deft.train.run import encode, settled
 from deft.types import Example
@@ -43,6 +44,7 @@ def dry_run(
     Raises:
         UserError: where `train` would refuse the settings or the rows, or if the size of a device cannot be read.
     """
+    config = in_fast_format(config)
     limit_bytes = parse_bytes(device_memory) if device_memory is not None else None
     others = {name: value for name, value in config.trainer.items() if name != "deepspeed"}  # it need not be installed
     arguments_of(dataclasses.replace(config, trainer=others), Path("unused"))

@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from deft.model.load import choose_device, choose_dtype
+from deft.model.matmul import choose_kernel, multiplies_in_bfloat16
 from deft.model.size import read_model_config
 from deft.prompt.format import EncodeResult
 from deft.train.arguments import further_settings
@@ -95,6 +96,7 @@ class Planner:
     model_config: PreTrainedConfig
     work: Workload
     train_embeddings: bool
+    for_another_device: bool = False
 
     def trace(
         self,
@@ -167,7 +169,9 @@ class Planner:
         """Return one device's memory for a traced way to train."""
         size, traces = traced
         numbers = numbers_of(self.config, method)
-        place = "cuda" if numbers.autocast else choose_device(None).type
+        place = choose_device(None).type
+        if place == "cpu" and numbers.autocast and (self.for_another_device or not multiplies_in_bfloat16()):
+            place = "cuda"  # nobody trains in 16 bits here: the run is planned for a GPU
         vocabulary = self.model_config.get_text_config().vocab_size
         tokenizer_bytes = vocabulary * TOKENIZER_BYTES_PER_TOKEN if place == "cpu" else 0
         return divide(
@@ -248,7 +252,13 @@ def estimate(
         text_config = model_config.get_text_config()
         text_config.vocab_size = vocab_size
     work = workload(config, rows, num_devices=num_devices)
-    planner = Planner(config=config, model_config=model_config, work=work, train_embeddings=train_embeddings)
+    planner = Planner(
+        config=config,
+        model_config=model_config,
+        work=work,
+        train_embeddings=train_embeddings,
+        for_another_device=num_devices > 1 or device_memory_bytes is not None,
+    )
     own = (config.method, config.gradient_checkpointing)
     ways = list(dict.fromkeys([own, *((method, chosen) for method in methods for chosen in (False, True))]))
     traced: dict[tuple[Method, bool], tuple[ModelSize, list[StepTrace]]] = {}
@@ -279,7 +289,10 @@ def estimate(
     size = traced[own][0]
     flop = flop_per_epoch(size, work, attention_width(text_config), method=own[0], recomputes=own[1])
     numbers = numbers_of(config, own[0])
-    speed = speed or measure_speed(text_config.hidden_size, numbers.autocast or numbers.held)
+    if speed is None:
+        shaped = planner.model(own[0], False, numbers.held)
+        kernel = choose_kernel(shaped, work.largest_pack_tokens, config.matmul, device=choose_device(None)).kernel
+        speed = measure_speed(text_config.hidden_size, numbers.autocast or numbers.held, kernel)
     advice = None
     if device_memory_bytes is not None and chosen.total_bytes > device_memory_bytes:
         advice = advise(planner, chosen, memories, device_memory_bytes)

@@ -19,6 +19,7 @@ from deft.manifest import check_manifest
 from deft.model.known import format_parameters
 from deft.model.likelihood import takes_packs
 from deft.model.load import LoadedModel, find_folder, load_tokenizer, quiet_transformers
+from deft.model.matmul import Kernel
 from deft.model.size import num_parameters, num_positions
 from deft.model.vocabulary import check_rows
 from deft.prompt.cache import encode_once
@@ -32,6 +33,7 @@ from deft.train.arguments import arguments_of
 from deft.train.checkpoint import disk_faults_told
 from deft.train.config import NO_VALIDATION, TrainConfig, check_device_for
 from deft.train.figure import draw_losses
+from deft.train.kernel import agreed_kernel, in_fast_format
 from deft.train.lock import run_held
 from deft.train.order import Position
 from deft.train.out_of_memory import memory_faults_told
@@ -93,6 +95,7 @@ def train(
     if not valid_examples:
         config = dataclasses.replace(config, valid=(NO_VALIDATION,))
     check_device_for(config)
+    config = in_fast_format(config)
     with joined() as processes:
         arguments = arguments_of(config, Path("unused"))  # a wrong setting is told before a model loads
         check_sharding(config, arguments, processes.num_processes)
@@ -149,6 +152,7 @@ class Ready:
     train_rows: EncodeResult
     valid_rows: EncodeResult | None
     identity: dict[str, Any]
+    kernel: Kernel
     unfinished: Path | None
 
 
@@ -182,13 +186,15 @@ def make_ready(
         loaded = load_to_train(config, arguments, tokenizer, train_rows, num_added_tokens=num_added_tokens)
     if valid_rows is not None:
         check_rows(loaded.model, valid_rows.sequences)
+    kernel = agreed_kernel(config, loaded.model, train_rows.sequences, unfinished, console)
     return Ready(
         config=config,
         loaded=loaded,
         chat_format=chat_format,
         train_rows=train_rows,
         valid_rows=valid_rows,
-        identity=identity,
+        identity=identity | {"products": kernel},
+        kernel=kernel,
         unfinished=unfinished,
     )
 
@@ -299,6 +305,7 @@ def make_trainer(
         ),
         record=record,
         progress=progress,
+        kernel=ready.kernel,
         position=position,
     )
     if reads_once(config, arguments):

@@ -45,7 +45,7 @@ NOT_PART_OF_A_RUN = (
 )
 """Settings that may differ when a run is resumed; the number of rows in a step, which the last two make together with
 the number of processes, may not."""
-NOT_COMPARED = ("settings", "num_train_rows", "num_valid_rows", "held_out", "versions", "finished")
+NOT_COMPARED = ("settings", "num_train_rows", "num_valid_rows", "held_out", "products", "versions", "finished")
 """What a `run.json` holds besides; which rows there are, and how many, is in the rows' fingerprints."""
 
 

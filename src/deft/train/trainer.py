@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from deft.model.likelihood import PackedRows, SupervisedNLL
+from deft.model.matmul import Kernel, products_by
 from deft.model.memory_fault import is_out_of_memory
 from deft.prompt.format import ChatFormat
 from deft.screen import say
@@ -60,6 +61,7 @@ class SupervisedTrainer(CheckpointingTrainer):
         schedule: Schedule,
         record: RunRecord,
         progress: Progress,
+        kernel: Kernel = "plain",
         position: Position | None = None,
     ) -> None:
         train_rows, valid_rows = numbered(train_rows), numbered(valid_rows)
@@ -80,6 +82,7 @@ class SupervisedTrainer(CheckpointingTrainer):
         self.schedule = schedule
         self.record = record
         self.progress = progress
+        self.kernel = kernel
         self.began_at = self.position = position or Position()
         embeddings: Any = model.get_input_embeddings()
         self.watch = DivergenceWatch(embeddings.weight.shape[0])
@@ -209,15 +212,16 @@ class SupervisedTrainer(CheckpointingTrainer):
     def run_pack(self, model: Any, pack: PackedRows, weight: float) -> SupervisedNLL:
         """Add the gradient of a pack's loss times `weight`; stop before a loss that is not sane reaches it."""
         self.pack_now = pack
-        with self.compute_loss_context_manager():
-            nll = SupervisedNLL(*model(packed=pack))
-        self.watch.check_loss(
-            nll.total.item() / pack.num_supervised,
-            num_tokens=pack.num_supervised,
-            step=self.state.global_step + 1,
-            row_ids=pack.row_ids,
-        )
-        self.accelerator.backward(nll.total * weight, **self.backward_options)
+        with products_by(self.kernel):
+            with self.compute_loss_context_manager():
+                nll = SupervisedNLL(*model(packed=pack))
+            self.watch.check_loss(
+                nll.total.item() / pack.num_supervised,
+                num_tokens=pack.num_supervised,
+                step=self.state.global_step + 1,
+                row_ids=pack.row_ids,
+            )
+            self.accelerator.backward(nll.total * weight, **self.backward_options)
         return nll
 
     def shorten_packs(self) -> None:
@@ -293,7 +297,7 @@ class SupervisedTrainer(CheckpointingTrainer):
         mine: list[RowLoss] = []
         epoch = math.ceil(round(self.state.epoch or 0, 9))
         self.model_wrapped.eval()
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with torch.no_grad(), products_by(self.kernel), self.compute_loss_context_manager():
             for pack, counts in Batch(rows=tuple(self.valid_rows), share=self.share).passes(self.pack_capacity_tokens):
                 self.pack_now = pack
                 nll = SupervisedNLL(*self.model_wrapped(packed=pack))

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from deft.model.load import choose_device
+from deft.model.matmul import Kernel, products_by
 from deft.prompt.format import EncodeResult
 from deft.prompt.pack import pack_rows
 from deft.train.config import TrainConfig
@@ -189,16 +190,19 @@ def run_time_s(flop_an_epoch: float, size: ModelSize, work: Workload, speed: Mac
     return products_s * COMPUTE_OVERHEAD[speed.device] + work.num_steps * step_s
 
 
-def measure_speed(hidden_size: int, dtype: torch.dtype, *, num_tokens: int = 512, for_s: float = 0.5) -> MachineSpeed:
+def measure_speed(
+    hidden_size: int, dtype: torch.dtype, kernel: Kernel = "plain", *, num_tokens: int = 512, for_s: float = 0.5
+) -> MachineSpeed:
     """Measure this machine for about a second, on a product of the model's shape; the median of many counts.
 
-    So other work that the machine is busy with is in it.
+    So other work that the machine is busy with is in it. `kernel` is the one that the run will use.
     """
     device = choose_device(None)
     left = torch.ones(num_tokens, hidden_size, dtype=dtype, device=device)
     right = torch.ones(hidden_size, 3 * hidden_size, dtype=dtype, device=device)
     block = torch.ones(1 << 25, dtype=torch.float32, device=device)
-    product_s = median_s(lambda: left @ right, device, for_s)
+    with products_by(kernel):
+        product_s = median_s(lambda: left @ right, device, for_s)
     copy_s = median_s(lambda: block.add_(1.0), device, for_s)
     return MachineSpeed(
         device=device.type,

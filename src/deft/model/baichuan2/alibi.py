@@ -46,8 +46,8 @@ class Alibi:
         device = self.slopes.device
         distance = (torch.arange(queries, device=device) + past)[:, None] - torch.arange(keys, device=device)
         nearest_first = -self.slopes[:, None] * torch.arange(keys, device=device)
-        masked = torch.full_like(nearest_first[:, :1], torch.finfo(dtype).min)
-        values = torch.cat([nearest_first.to(dtype), masked.to(dtype)], dim=1)
+        masked = torch.full_like(nearest_first[:, :1], torch.finfo(dtype).min, dtype=dtype)
+        values = torch.cat([nearest_first.to(dtype), masked], dim=1)
         return values[:, torch.where(distance < 0, keys, distance)]
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Alibi":
