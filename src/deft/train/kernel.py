@@ -6,11 +6,9 @@ In: the settings, the model, the rows. Out: settings with nothing left open, and
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
 from deft.errors import UserError
@@ -49,36 +47,16 @@ def in_fast_format(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, dtype="bfloat16") if on_cpu and multiplies_in_bfloat16() else config
 
 
-def agreed_kernel(
-    config: TrainConfig,
-    model: Any,
-    rows: Sequence[TokenSequence],
-    unfinished: Path | None,
-    console: Console,
+def chosen_kernel(
+    config: TrainConfig, model: Any, rows: Sequence[TokenSequence], unfinished: Path | None, console: Console
 ) -> Kernel:
-    """Return the kernel for the products of a run: the first process chooses for all, and says so.
+    """Return the kernel for the products of a run, and say what was chosen and what else there is.
 
     An unfinished run goes on with the one that it began with, since another one rounds other bits.
 
     Raises:
         UserError: if the settings ask for one whose products are not exact here.
     """
-    found: Kernel | UserError | None = None
-    if PartialState().is_main_process:
-        try:
-            found = chosen_kernel(config, model, rows, unfinished, console)
-        except UserError as error:
-            found = error
-    [found] = broadcast_object_list([found])
-    if isinstance(found, UserError):
-        raise found
-    return cast(Kernel, found)
-
-
-def chosen_kernel(
-    config: TrainConfig, model: Any, rows: Sequence[TokenSequence], unfinished: Path | None, console: Console
-) -> Kernel:
-    """Choose for one process, and say what was chosen and what else there is."""
     begun_with = read_object(unfinished / "run.json").get("products") if unfinished is not None else None
     wanted = begun_with if begun_with in KERNELS and config.matmul == "auto" else config.matmul
     if wanted == begun_with and begun_with not in exact_kernels():

@@ -1,12 +1,17 @@
 """The processes that train together: joined and left the same way on every path, and of one mind about stopping."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import TypeVar, cast
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
+from deft.errors import UserError
+
+T = TypeVar("T")
 LEAVING_S = 0.5
 
 
@@ -39,6 +44,24 @@ def leave(processes: PartialState) -> None:
     if processes.num_processes > 1:
         time.sleep(LEAVING_S)
     processes.destroy_process_group()
+
+
+def agreed(find: Callable[[], T]) -> T:
+    """Return in all processes what the first one finds; if it finds an error, all raise that.
+
+    Raises:
+        UserError: the one that `find` raised in the first process.
+    """
+    found: T | UserError | None = None
+    if PartialState().is_main_process:
+        try:
+            found = find()
+        except UserError as error:
+            found = error
+    [found] = broadcast_object_list([found])
+    if isinstance(found, UserError):
+        raise found
+    return cast(T, found)
 
 
 def any_of_them(flag: bool, device: torch.device) -> bool:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from transformers import TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -33,12 +32,12 @@ from deft.train.arguments import arguments_of
 from deft.train.checkpoint import disk_faults_told
 from deft.train.config import NO_VALIDATION, TrainConfig, check_device_for
 from deft.train.figure import draw_losses
-from deft.train.kernel import agreed_kernel, in_fast_format
+from deft.train.kernel import chosen_kernel, in_fast_format
 from deft.train.lock import run_held
 from deft.train.order import Position
 from deft.train.out_of_memory import memory_faults_told
 from deft.train.prepare import check_whole, load_to_train, prepare_device
-from deft.train.processes import joined
+from deft.train.processes import agreed, joined
 from deft.train.progress import Progress
 from deft.train.rates import with_rates
 from deft.train.record import RunRecord, mean_loss
@@ -186,7 +185,7 @@ def make_ready(
         loaded = load_to_train(config, arguments, tokenizer, train_rows, num_added_tokens=num_added_tokens)
     if valid_rows is not None:
         check_rows(loaded.model, valid_rows.sequences)
-    kernel = agreed_kernel(config, loaded.model, train_rows.sequences, unfinished, console)
+    kernel = agreed(lambda: chosen_kernel(config, loaded.model, train_rows.sequences, unfinished, console))
     return Ready(
         config=config,
         loaded=loaded,
@@ -241,17 +240,7 @@ def begin(config: TrainConfig, ready: Ready, held: ExitStack, console: Console) 
     Raises:
         UserError: if the folder cannot be written, another process is training in it, or no checkpoint in it is whole.
     """
-    found: tuple[Path, Resumption] | UserError | None = None
-    if PartialState().is_main_process:
-        try:
-            found = opened(config, ready, held, console)
-        except UserError as error:
-            found = error
-    [found] = broadcast_object_list([found])
-    if isinstance(found, UserError):
-        raise found
-    assert found is not None
-    return found
+    return agreed(lambda: opened(config, ready, held, console))
 
 
 def opened(config: TrainConfig, ready: Ready, held: ExitStack, console: Console) -> tuple[Path, Resumption]:
