@@ -11,7 +11,8 @@ benchmarks/requirements.txt.
 
 The work of a model is counted alike for all, whatever they compute beyond it: 6 FLOP × parameters of the layers × real
 tokens + 6 FLOP × parameters of the head × supervised tokens (forward 2, backward 4; attention's products left out).
-Its rate, as a share of the rate of a matrix product of 2048 × 2048, is how well the machine is used.
+Its rate, as a share of that of a product of 2048 × 2048 by the fastest kernel that is exact in fp32, is how well the
+machine is used.
 """
 
 import argparse
