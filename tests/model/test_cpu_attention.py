@@ -1,8 +1,11 @@
 """Attention in place equals attention by its definition, forward and backward, whatever the rows of a pack."""
 
+from typing import Any
+
 import pytest
 import torch
 
+from deft.model import cpu_attention
 from deft.model.attention import rows_apart_attention
 from deft.model.baichuan2.alibi import Alibi, alibi_slopes
 from deft.model.cpu_attention import can_attend
@@ -56,17 +59,22 @@ def test_rows_attend_as_the_definition_says(kind: str) -> None:
         torch.testing.assert_close(mine, theirs, atol=1e-6 if kind == "alibi" else 1e-12, rtol=0)
 
 
-def test_attention_is_the_same_whatever_kernel_multiplies() -> None:
+def test_attention_keeps_the_plain_kernel_whatever_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(2)
-    given = [torch.randn(1, HEADS, 200, SIZE, generator=generator) for _ in range(3)]
+    given = [torch.randn(1, HEADS, 200, SIZE, generator=generator, requires_grad=True) for _ in range(3)]
+    met: list[tuple[str, str]] = []
+    for name in ("ATTEND", "ATTEND_BACKWARD"):
+        plain = getattr(cpu_attention, name)
 
-    def attend() -> torch.Tensor:
-        return rows_apart_attention(torch.nn.Module(), *given, None, row_lengths=(120, 80), scaling=0.3)[0]
+        def noted(*args: object, plain: Any = plain, name: str = name, **options: object) -> Any:
+            met.append((name, torch.backends.mkldnn.matmul.fp32_precision))
+            return plain(*args, **options)
 
-    with products_by("plain"):
-        plain = attend()
+        monkeypatch.setattr(cpu_attention, name, noted)
     with products_by("onednn"):
-        assert torch.equal(attend(), plain)
+        out, _ = rows_apart_attention(torch.nn.Module(), *given, None, row_lengths=(120, 80), scaling=0.3)
+        out.sum().backward()
+    assert met == [("ATTEND", "ieee")] * 2 + [("ATTEND_BACKWARD", "ieee")] * 2
 
 
 def test_heads_of_two_sizes_and_dropout_go_through_pytorch() -> None:

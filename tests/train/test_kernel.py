@@ -51,6 +51,7 @@ def test_the_kernel_is_used_in_every_pass_whatever_libraries_set(
 ) -> None:
     choosing(name, monkeypatch)
     met: list[tuple[str, str]] = []
+    meddled: list[str] = []
     plain_forward = torch.nn.functional.silu
 
     def silu(*args: object, **options: object) -> torch.Tensor:
@@ -61,9 +62,10 @@ def test_the_kernel_is_used_in_every_pass_whatever_libraries_set(
         return out
 
     class Meddling(trainer.SupervisedTrainer):
-        def _prepare_inputs(self, inputs: object) -> object:
-            torch.set_float32_matmul_precision("high" if name == "plain" else "highest")
-            return super()._prepare_inputs(inputs)
+        def run_batch(self, *args: object) -> object:
+            meddled.append(name)
+            torch.set_float32_matmul_precision("medium" if name == "plain" else "highest")
+            return super().run_batch(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(torch.nn.functional, "silu", silu)
     monkeypatch.setattr("deft.train.run.SupervisedTrainer", Meddling)
@@ -73,6 +75,7 @@ def test_the_kernel_is_used_in_every_pass_whatever_libraries_set(
     torch.backends.mkldnn.matmul.fp32_precision = before
     assert json.loads((result.folder / "run.json").read_text())["products"] == name
     wanted = {"plain": "ieee", "onednn": "bf16"}[name]
+    assert len(meddled) == 2
     assert {"forward", "backward"} <= {place for place, _ in met}
     of_training = [precision for _, precision in met[-12:]]
     assert set(of_training) == {wanted}
