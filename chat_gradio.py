@@ -4,8 +4,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from deft.cli import run_or_explain
-from deft.train.ancestor import Parser
+from deft.ancestor.parser import Parser
+from deft.commands.exits import run_or_explain
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--lang", choices=("en", "zh"), default="en", help="language of the page")
     parser.add_argument("--identity_file", default="model_identity.txt", help="the model's identity or role")
     options = parser.parse_args()
-    from deft.model.pull import fetch_embedded
+    from deft.hub.pull import fetch_embedded
     from deft.serve.assistant import Assistant
     from deft.serve.password import find_password
     from deft.serve.server import Address

@@ -4,12 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from deft.cli import run_or_explain
+from deft.commands.exits import run_or_explain
 
 
 def main() -> None:
     """Write `OUTPUT_DIR/T/train.json` from a data set in DoIT's layout."""
-    from deft.data.mixes import make_mix, mix_table
+    from deft.ancestor.mixes import make_mix, mix_table
     from deft.data.write import write_examples
 
     parser = argparse.ArgumentParser(description="Write one of the paper's data mixes.")

@@ -2,9 +2,10 @@
 
 import sys
 
-from deft.cli import run_or_explain, train_files
-from deft.model.pull import fetch_embedded
-from deft.train.ancestor import config_from_flags
+from deft.ancestor.flags import config_from_flags
+from deft.commands.exits import run_or_explain
+from deft.commands.train import train_files
+from deft.hub.pull import fetch_embedded
 
 
 def main() -> None:

@@ -26,14 +26,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from deft.model.load import find_folder, load_tokenizer
+from deft.estimate.estimate import estimate
+from deft.estimate.workload import MachineSpeed
+from deft.hub.find import find_folder
+from deft.model.load import load_tokenizer
 from deft.model.matmul import multiplies_in_bfloat16
-from deft.model.tiny import save_tiny
 from deft.prompt.detect import chat_format_to_train
+from deft.testing.tiny import save_tiny
 from deft.train.config import TrainConfig
-from deft.train.estimate import estimate
 from deft.train.run import encode, train
-from deft.train.workload import MachineSpeed
 from deft.types import Example, Message
 
 QUIET = Console(quiet=True)

@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import load_file
 
 from deft.data.write import write_examples
-from deft.model.tiny import save_tiny
+from deft.testing.tiny import save_tiny
 from deft.types import Example, Message
 
 NUM_ROWS = 48

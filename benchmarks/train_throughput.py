@@ -37,9 +37,10 @@ from benchmarks.peers.plan import NUM_WARM_UP_STEPS, Plan, Report, write_plan
 from deft.data.read import read_examples
 from deft.data.write import write_examples
 from deft.errors import UserError
-from deft.model.load import find_folder, load_tokenizer
+from deft.hub.find import find_folder
+from deft.model.load import load_tokenizer
 from deft.prompt.detect import chat_format_to_train
-from deft.prompt.format import EncodeResult, encode_examples
+from deft.prompt.encode import EncodeResult, encode_examples
 from deft.train.order import RowOrder
 from deft.types import Example
 

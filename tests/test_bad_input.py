@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from deft import cli
-from deft.model.tiny import save_tiny
+from deft.commands import app as cli
+from deft.testing.tiny import save_tiny
 
 ROOT = Path(__file__).parents[1]
 TINY = "小模型"
@@ -318,7 +318,7 @@ def adapter(base: str) -> Callable[[Path], None]:
     def make(path: Path) -> None:
         from peft import LoraConfig, get_peft_model
 
-        from deft.model.tiny import tiny_model
+        from deft.testing.tiny import tiny_model
 
         get_peft_model(tiny_model("llama"), LoraConfig(task_type="CAUSAL_LM", r=2)).save_pretrained(path)
         edited(base_model_name_or_path=base)(path / "adapter_config.json")

@@ -1,94 +1,86 @@
 """Who may import whom: read from the source, and seen in a fresh interpreter."""
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.imports import SOURCE, arrows, circles, imported_names, module_of, modules, num_lines, room_of, room_sizes
 
-SOURCE = Path(__file__).parents[1] / "src/deft"
-FOUNDATION = {"types", "errors", "registry", "rundir", "locks", "manifest", "screen", "drawing"}
-"""What every package may import."""
+FOUNDATION = {"errors", "files", "fingerprint", "intervals", "locks", "losses", "registry", "screen", "types"}
+"""What every room may import."""
 
-ALLOWED = {
-    "types": {"errors"},
+ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "files": {"errors"},
+    "fingerprint": {"errors", "files"},
+    "intervals": {"errors", "losses"},
+    "locks": {"errors", "files", "fingerprint"},
+    "losses": {"errors", "files", "types"},
     "registry": {"errors"},
-    "rundir": {"errors"},
     "screen": {"errors"},
-    "drawing": {"errors", "rundir"},
-    "locks": {"errors", "rundir"},
-    "manifest": {"errors", "rundir"},
-    "recipe": {"errors"},
+    "types": {"errors"},
+    "hub": FOUNDATION,
     "data": FOUNDATION,
     "prompt": FOUNDATION,
-    "model": FOUNDATION | {"prompt"},
-    "train": FOUNDATION | {"prompt", "model"},
-    "evaluate": FOUNDATION | {"prompt", "model"},
-    "serve": FOUNDATION | {"prompt", "model"},
+    "report": FOUNDATION,
+    "model": FOUNDATION | {"hub", "prompt"},
+    "publish": FOUNDATION | {"hub", "prompt", "model"},
+    "train": FOUNDATION | {"hub", "prompt", "model", "report"},
+    "evaluate": FOUNDATION | {"hub", "prompt", "model"},
+    "serve": FOUNDATION | {"hub", "prompt", "model"},
+    "estimate": FOUNDATION | {"hub", "prompt", "model", "train"},
+    "ancestor": FOUNDATION | {"data", "train"},
+    "testing": FOUNDATION | {"hub", "prompt", "model"},
+    "quickstart": FOUNDATION | {"data", "evaluate", "hub", "model", "prompt", "report", "train"},
 }
-"""What each part of deft may import of deft; parts that are not named here (the command line) may import everything."""
-
-NO_TORCH = [
-    "data",
-    "prompt",
-    "types",
-    "errors",
-    "registry",
-    "rundir",
-    "locks",
-    "manifest",
-    "recipe",
-    "screen",
-    "drawing",
-]
-
-
-def imports_of(file: Path) -> set[str]:
-    """Return the parts of deft that a file imports, at its top or inside its functions."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [node.module or ""]
-            assert node.level == 0, f"{file}: relative import"
-        else:
-            continue
-        found |= {name.split(".")[1] for name in names if name.startswith("deft.")}
-    return found
-
-
-def part_of(file: Path) -> str:
-    return file.relative_to(SOURCE).with_suffix("").parts[0]
+"""What each room may import of deft, beside itself."""
+OUTSIDE = {"commands", "deft", "__main__"}
+"""The ways in: they know every room, and no room knows them."""
+NO_TORCH = [*sorted(FOUNDATION), "ancestor", "commands", "data", "hub", "prompt", "report"]
+LARGEST_SHARE = 0.20
+MOST_LINES = 400
 
 
 @pytest.mark.parametrize("file", sorted(SOURCE.rglob("*.py")), ids=lambda file: str(file.relative_to(SOURCE)))
-def test_each_part_imports_only_what_it_may(file: Path) -> None:
-    part = part_of(file)
-    if part in ALLOWED:
-        forbidden = imports_of(file) - ALLOWED[part] - {part}
-        assert not forbidden, f"{part} must not import {forbidden}"
+def test_each_room_imports_only_what_it_may(file: Path) -> None:
+    room = room_of(module_of(file))
+    if room in OUTSIDE:
+        return
+    assert room in ALLOWED, f"name the new room {room!r} in this test"
+    forbidden = {room_of(name) for name in imported_names(file)} - ALLOWED[room] - {room}
+    assert not forbidden, f"{room} must not import {forbidden}"
 
 
-def test_the_rule_can_fail(tmp_path: Path) -> None:
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert circles(arrows()) == []
+
+
+def test_rooms_and_files_stay_small() -> None:
+    sizes = room_sizes()
+    total = sum(sizes.values())
+    assert {room: lines for room, lines in sizes.items() if lines > LARGEST_SHARE * total} == {}
+    lengths = {module: num_lines(file) for module, file in modules().items()}
+    assert {module: lines for module, lines in lengths.items() if lines > MOST_LINES} == {}
+
+
+def test_the_rules_can_fail(tmp_path: Path) -> None:
     file = tmp_path / "x.py"
     file.write_text("def f():\n    from deft.train.run import train\n")
-    assert imports_of(file) == {"train"}
+    assert {room_of(name) for name in imported_names(file)} == {"train"}
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [("a", "b", "c")]
 
 
-@pytest.mark.parametrize("part", NO_TORCH)
-def test_light_parts_do_not_load_torch(part: str) -> None:
-    package = SOURCE / part
-    modules = [f"deft.{part}"] if not package.is_dir() else [f"deft.{part}.{f.stem}" for f in package.glob("*.py")]
-    modules = [name.removesuffix(".__init__") for name in modules]
-    code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0, f"{part} loads torch"
+@pytest.mark.parametrize("room", NO_TORCH)
+def test_light_rooms_do_not_load_torch(room: str) -> None:
+    names = [f"deft.{module}" for module in modules() if room_of(module) == room]
+    code = f"import sys, {', '.join(names)}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0, f"{room} loads torch"
 
 
 def test_importing_deft_and_the_command_line_is_light() -> None:
-    code = "import sys, deft, deft.cli; heavy = {'torch', 'transformers', 'numpy', 'gradio', 'matplotlib', 'pyarrow'}"
+    code = "import sys, deft, deft.commands.app\n"
+    code += "heavy = {'torch', 'transformers', 'numpy', 'gradio', 'matplotlib', 'pyarrow'}"
     code += " & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deft import cli
-from deft.model.tiny import save_tiny
+from deft.commands import app as cli
+from deft.testing.tiny import save_tiny
 from deft.train.checkpoint import checkpoints
 from deft.train.record import read_metrics
 
@@ -263,7 +263,7 @@ def test_control_c_twice_stops_at_once(tiny: Path, place: Path) -> None:
 
 DIES_WHILE_SAVING = """
 import os, sys
-from deft import cli
+from deft.commands import app as cli
 from deft.train.record import RunRecord
 def die(*_): os.kill(os.getpid(), 9)
 RunRecord.save_rows = die

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from deft.cli import main
+from deft.commands.app import main
 from deft.errors import UserError
 from deft.locks import lock_of, place_held
-from deft.model.export import export
-from deft.model.tiny import save_tiny
+from deft.publish.export import export
 from deft.quickstart.job import quickstart
+from deft.testing.tiny import save_tiny
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def test_a_place_is_written_by_one_process_and_free_once_that_is_gone(taken: Pat
 def test_what_another_process_has_just_written_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder was not there when the command began; it is once the other process lets go."""
     model, out = save_tiny(tmp_path / "模型", "llama", seed=1), tmp_path / "出"
-    monkeypatch.setattr("deft.model.export.check_sources", lambda *_, **__: out.mkdir())
+    monkeypatch.setattr("deft.publish.export.check_sources", lambda *_, **__: out.mkdir())
     with pytest.raises(UserError, match="there already"):
         export(model, out)
     assert list(out.iterdir()) == []
@@ -88,7 +88,7 @@ def test_ctrl_c_before_there_is_anything_to_keep_says_so(
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("deft.model.known.models_table", interrupt)
+    monkeypatch.setattr("deft.commands.models.models_table", interrupt)
     with pytest.raises(SystemExit) as left:
         main(["models"])
     assert (left.value.code, capsys.readouterr().err) == (130, "\ninterrupted\n")

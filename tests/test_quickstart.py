@@ -13,17 +13,17 @@ import pytest
 from rich.console import Console
 
 from deft.errors import UserError
-from deft.evaluate.interval import paired_changes
-from deft.evaluate.loss import read_rows_kept
-from deft.model.known import KNOWN_MODELS
-from deft.model.tiny import save_tiny
+from deft.files import read_object
+from deft.hub.known import KNOWN_MODELS
+from deft.intervals import paired_changes
+from deft.losses import read_rows_kept
 from deft.quickstart import job, quickstart
 from deft.quickstart.plan import Plan, plan_key
 from deft.quickstart.rows import spread
 from deft.quickstart.texts import PROMPTS, TEXTS
 from deft.quickstart.verdict import verdicts
 from deft.report.texts import ENDING_TEXTS
-from deft.rundir import read_object
+from deft.testing.tiny import save_tiny
 from deft.train.config import TrainConfig
 from deft.types import Example, Message
 
@@ -116,7 +116,8 @@ def test_losses_before_and_after_are_those_of_the_two_models(finished: tuple[Pat
     from deft.data.read import read_examples
     from deft.evaluate.loss import row_losses
     from deft.model.load import load_model
-    from deft.prompt.format import chat_format_for, encode_examples
+    from deft.prompt.encode import encode_examples
+    from deft.prompt.formats.kinds import chat_format_for
 
     folder, _ = finished
     examples = spread(read_examples([ROOT / "examples/abilities/en/curated/test"]).examples, NUM_TEST)
@@ -370,8 +371,8 @@ def test_a_model_that_hardly_knows_chinese_is_told_at_both_ends_with_the_way_out
 ) -> None:
     known = dataclasses.replace(KNOWN_MODELS["smollm2-135m"], alias=str(model))
     monkeypatch.setitem(KNOWN_MODELS, str(model), known)
-    monkeypatch.setattr("deft.model.known.is_present", lambda model: True)
-    monkeypatch.setattr("deft.model.load.find_model", lambda name, **_: Path(name))
+    monkeypatch.setattr("deft.hub.cache.is_present", lambda model: True)
+    monkeypatch.setattr("deft.hub.find.find_model", lambda name, **_: Path(name))
     monkeypatch.setattr("deft.quickstart.stages.bring_model", lambda plan, tell: None)
     _, printed = start(model, tmp_path, lang=lang, max_train_rows=5, max_test_rows=10)
     told = [number for number, line in enumerate(printed.splitlines()) if "几乎不懂中文" in line]

@@ -28,11 +28,11 @@ from pathlib import Path
 
 import pytest
 
-from deft import cli
+from deft.commands import app as cli
 from deft.errors import UserError
-from deft.model.embedded import WHEELS, find_damage, source_facts
-from deft.model.known import KNOWN_MODELS, MODELS_DIR_VARIABLE, SOURCE_FILE
-from deft.model.tiny import save_tiny
+from deft.hub.embedded import WHEELS, find_damage, source_facts
+from deft.hub.known import KNOWN_MODELS, MODELS_DIR_VARIABLE, SOURCE_FILE
+from deft.testing.tiny import save_tiny
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.zh-CN.md")
@@ -292,7 +292,7 @@ def understand(words: tuple[str, ...], where: str) -> None:
     Raises:
         AssertionError: if it would be refused.
     """
-    from deft.train.ancestor import config_from_flags
+    from deft.ancestor.flags import config_from_flags
 
     words = words[words.index("|") + 1 :] if "|" in words else words
     words = tuple(word for word in words if not re.fullmatch(r"[A-Z_]+=\S*", word))  # variables of the environment
@@ -344,7 +344,7 @@ def test_every_page_of_the_docs_is_in_the_index() -> None:
 
 
 def test_every_refusal_reason_is_explained() -> None:
-    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src/deft/prompt").glob("*.py"))
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src/deft/prompt").rglob("*.py"))
     reasons = set(re.findall(r'NotTrainable\(\s*"(\w+)"', source)) | {
         "template_repeats_content",
         "template_hides_content",

@@ -113,7 +113,9 @@ def test_the_rule_can_fail() -> None:
 
 
 def test_a_wrong_value_in_a_recipe_is_shown_safely(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from deft.cli import app, console, run_or_explain
+    from deft.commands.app import app
+    from deft.commands.exits import run_or_explain
+    from deft.screen import console
 
     recipe = tmp_path / "配方.yaml"
     recipe.write_text('{"train": {"method": "甲\\u001b]0;x\\u0007"}}', encoding="utf-8")

@@ -14,10 +14,10 @@ from torch import nn
 from benchmarks.gpu.parts import Line, checked, skipped, tried
 from deft.model import attention
 from deft.model.attention import rows_apart
+from deft.model.device import choose_device
 from deft.model.likelihood import PackedRows, supervised_nll
-from deft.model.load import choose_device
 from deft.model.selftest import TOLERANCE_NATS, check_packing
-from deft.model.tiny import Architecture, tiny_model
+from deft.testing.tiny import Architecture, tiny_model
 from deft.types import IGNORED_LABEL, TokenSequence
 
 TEXT = "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。The quick brown fox jumps over the lazy dog. "

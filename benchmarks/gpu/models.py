@@ -10,11 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 
 from benchmarks.memory_estimate import NO_MATTER
+from deft.estimate.estimate import LIBRARY_BYTES, Numbers, estimate, numbers_of
 from deft.model.baichuan2.configuration import Baichuan2Config
-from deft.model.load import choose_device
-from deft.prompt.format import EncodeResult
+from deft.model.device import choose_device
+from deft.prompt.encode import EncodeResult
 from deft.train.config import TrainConfig
-from deft.train.estimate import LIBRARY_BYTES, Numbers, estimate, numbers_of
 from deft.types import IGNORED_LABEL, TokenSequence
 
 LLAMA = {

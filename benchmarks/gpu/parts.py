@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from deft.rundir import write_json
+from deft.files import write_json
 
 Verdict = Literal["passed", "failed", "measured", "skipped"]
 

@@ -20,10 +20,11 @@ from benchmarks.gpu.checks import TEXT, nll_alone, only_kernel
 from benchmarks.gpu.parts import Line, checked, measured, tried
 from benchmarks.resume_exact import final_weights
 from deft.model import likelihood
+from deft.model.device import choose_device
 from deft.model.likelihood import PackedRows, SupervisedNLL
-from deft.model.load import choose_device, load_model
-from deft.model.tiny import save_tiny
+from deft.model.load import load_model
 from deft.prompt.detect import chat_format_to_train
+from deft.testing.tiny import save_tiny
 from deft.train import run
 from deft.train.config import NO_VALIDATION, TrainConfig
 from deft.train.order import RowOrder

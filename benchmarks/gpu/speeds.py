@@ -21,19 +21,19 @@ from benchmarks.gpu.models import NUM_WARM_UP_STEPS, ModelName, Plan, fits
 from benchmarks.gpu.parts import Line, checked, measured, skipped, tried
 from benchmarks.memory_estimate import ALLOWED_RATIO, status_bytes
 from deft.errors import UserError
+from deft.estimate.workload import median_s
+from deft.fingerprint import versions
+from deft.model.cost import attention_width, model_size
+from deft.model.device import choose_device
 from deft.model.generate import generate
 from deft.model.kernels import check_liger, use_liger
 from deft.model.likelihood import PackedRows, SupervisedNLL, supervised_nll, takes_packs
-from deft.model.load import choose_device
 from deft.model.sampling import Sampling
 from deft.model.selftest import TOLERANCE_NATS
 from deft.model.speed import checkpoint_activations, compile_layers
-from deft.rundir import versions
-from deft.train.memory import model_size
 from deft.train.out_of_memory import free_memory
 from deft.train.prepare import prepare_device, with_adapters
 from deft.train.utilisation import PRODUCT_SIZE, Utilisation, product_limit
-from deft.train.workload import attention_width, median_s
 
 COPIED_BYTES = {True: 1 << 24, False: 1 << 32}
 PROMPT_TOKENS = 128

@@ -42,19 +42,19 @@ FORMAT_ROWS: list[dict[str, Any]] = [case.row for case in load("tests/data/conft
 
 def warm_up() -> None:
     """Import what commands import, so that no case is charged for it or meets it without rights."""
-    import deft.model.export
-    import deft.model.merge
+    import deft.estimate.dry_run
+    import deft.publish.export
+    import deft.publish.merge
     import deft.quickstart
     import deft.serve.assistant
     import deft.serve.terminal
-    import deft.train.dryrun
     import deft.train.run  # noqa: F401
-    from deft import cli
-    from deft.model.load import quiet_transformers
+    from deft.commands.exits import run_or_explain
+    from deft.hub.quiet import quiet_transformers
 
     with quiet_transformers():
         from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
-    cli.run_or_explain(lambda: None)
+    run_or_explain(lambda: None)
 
 
 def link_to(target: str) -> Callable[[Path], None]:

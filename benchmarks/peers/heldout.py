@@ -6,10 +6,12 @@ from pathlib import Path
 
 from benchmarks.peers.plan import start
 from deft.data.read import read_examples
-from deft.evaluate.loss import OVERALL, losses_by_ability, row_losses
-from deft.model.load import find_folder, load_model, load_tokenizer
+from deft.evaluate.loss import row_losses
+from deft.hub.find import find_folder
+from deft.losses import OVERALL, losses_by_ability
+from deft.model.load import load_model, load_tokenizer
 from deft.prompt.detect import chat_format_to_train
-from deft.prompt.format import encode_examples
+from deft.prompt.encode import encode_examples
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """`python -m deft`."""
 
-from deft.cli import main
+from deft.commands.app import main
 
 if __name__ == "__main__":
     main()

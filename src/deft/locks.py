@@ -9,7 +9,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from deft.errors import UserError
-from deft.rundir import cannot_write, fingerprint
+from deft.files import cannot_write
+from deft.fingerprint import fingerprint
 
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What a system says of a disk that knows no locks."""

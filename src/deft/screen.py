@@ -4,6 +4,7 @@ A path such as `data[old]/rows.jsonl` is no markup, and a control character in a
 terminal. So no text is printed that has values in it already; tests/test_screen.py reads the source for that.
 """
 
+import os
 from itertools import accumulate
 from string import Formatter
 from typing import TYPE_CHECKING, Any
@@ -53,3 +54,10 @@ def styled(template: str, **values: Any) -> "Text":
     parts = [value_of.get(character, character) for character in text.plain]
     place = [0, *accumulate(map(len, parts))]
     return Text("".join(parts), spans=[Span(place[span.start], place[span.end], span.style) for span in text.spans])
+
+
+def console() -> "Console":
+    """Return the terminal to print to; of several processes that train together, the first one speaks for all."""
+    from rich.console import Console
+
+    return Console(quiet=os.environ.get("RANK", "0") != "0")

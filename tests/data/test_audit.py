@@ -135,8 +135,9 @@ def test_the_audit_names_rows_beyond_the_positions_of_a_model(
 ) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from deft.cli import app, console
-    from deft.model.tiny import VOCAB_SIZE, save_tiny
+    from deft.commands.app import app
+    from deft.screen import console
+    from deft.testing.tiny import VOCAB_SIZE, save_tiny
 
     model = save_tiny(tmp_path / "模型", "llama", seed=1)
     learned = GPT2Config(

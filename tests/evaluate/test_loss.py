@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from deft.errors import UserError
-from deft.evaluate.loss import EvaluatedRow, losses_by_ability, row_losses
-from deft.model.tiny import byte_tokenizer, tiny_model
+from deft.evaluate.loss import row_losses
+from deft.losses import EvaluatedRow, losses_by_ability
+from deft.testing.tiny import byte_tokenizer, tiny_model
 from deft.types import IGNORED_LABEL, TokenSequence
 
 TEXTS = [

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from deft.errors import UserError
 from deft.model.adapters import add_lora, hold_in_4_bits, linear_layers
 from deft.model.load import load_model
-from deft.model.tiny import byte_tokenizer, save_tiny, tiny_model
+from deft.testing.tiny import byte_tokenizer, save_tiny, tiny_model
 from deft.train.config import TrainConfig, check_device_for
 from deft.train.run import train
 from deft.types import Example, Message

@@ -7,7 +7,7 @@ import torch
 from deft.model import attention
 from deft.model.attention import rows_apart
 from deft.model.likelihood import PackedRows, supervised_nll
-from deft.model.tiny import tiny_model
+from deft.testing.tiny import tiny_model
 from deft.types import TokenSequence
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from deft.model import cpu_attention
+from deft.model.alibi import Alibi, alibi_slopes
 from deft.model.attention import rows_apart_attention
-from deft.model.baichuan2.alibi import Alibi, alibi_slopes
 from deft.model.cpu_attention import can_attend
 from deft.model.matmul import products_by
 

@@ -14,7 +14,7 @@ from deft.errors import UserError
 from deft.model import generate as module
 from deft.model.generate import Batch, generate, start_rows, stream
 from deft.model.sampling import Sampling, pick, smallest_kept
-from deft.model.tiny import IM_END_ID, byte_tokenizer, tiny_model
+from deft.testing.tiny import IM_END_ID, byte_tokenizer, tiny_model
 
 ARCHITECTURES = ("llama", "qwen3", "gemma3", "baichuan2", "baichuan2_rope")
 TEXT = "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。Spring sleeps past dawn; birds sing everywhere."

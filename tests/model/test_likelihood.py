@@ -11,7 +11,7 @@ from deft.errors import UserError
 from deft.model import likelihood
 from deft.model.attention import rows_apart, window_mask
 from deft.model.likelihood import ChunkedCrossEntropy, PackedRows, supervised_nll
-from deft.model.tiny import byte_tokenizer, tiny_model
+from deft.testing.tiny import byte_tokenizer, tiny_model
 from deft.types import IGNORED_LABEL, TokenSequence
 
 ARCHITECTURES = ["llama", "qwen3", "gemma3", "baichuan2", "baichuan2_rope"]

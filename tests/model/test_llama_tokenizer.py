@@ -8,8 +8,8 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 from transformers import LlamaTokenizer
 
-from deft.model.llama_tokenizer import SentencePieceLlamaTokenizer, load_llama_tokenizer
-from deft.prompt.role_tokens import RoleTokenFormat, add_role_tokens
+from deft.model.tokenizers.llama import SentencePieceLlamaTokenizer, load_llama_tokenizer
+from deft.prompt.formats.role_tokens import RoleTokenFormat, add_role_tokens
 from deft.types import Message
 
 FILE = Path(__file__).resolve().parents[3] / "shared/fixtures/chinese-llama-tokenizer/tokenizer.model"

@@ -13,17 +13,14 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from deft.errors import UserError
+from deft.hub.cache import find_in_cache
+from deft.hub.find import find_model
+from deft.hub.quiet import quiet_transformers
+from deft.model.device import choose_dtype
 from deft.model.generate import generate
-from deft.model.load import (
-    choose_dtype,
-    find_in_cache,
-    find_model,
-    load_model,
-    load_tokenizer,
-    quiet_transformers,
-)
+from deft.model.load import load_model, load_tokenizer
 from deft.model.sampling import Sampling
-from deft.model.tiny import VOCAB_SIZE, byte_tokenizer, save_tiny, tiny_model
+from deft.testing.tiny import VOCAB_SIZE, byte_tokenizer, save_tiny, tiny_model
 
 TEXT = "今天天气很好，hello!"
 IDS = torch.tensor([byte_tokenizer().encode(TEXT)])
@@ -526,8 +523,6 @@ def test_an_adapter_on_an_adapter_is_refused(tiny: Path, tmp_path: Path) -> None
 
 
 def test_finding_a_model_needs_no_torch(tiny: Path) -> None:
-    code = (
-        f"import sys; from deft.model.load import find_model; find_model({str(tiny)!r}); print('torch' in sys.modules)"
-    )
+    code = f"import sys; from deft.hub.find import find_model; find_model({str(tiny)!r}); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from deft.model.load import load_model
-from deft.model.tiny import Architecture, save_tiny
+from deft.testing.tiny import Architecture, save_tiny
 
 
 @pytest.mark.parametrize("architecture", get_args(Architecture))

@@ -9,7 +9,7 @@ import torch
 from deft.errors import UserError
 from deft.model import matmul
 from deft.model.matmul import KERNELS, Choice, Measured, Product, Shape, choose_kernel, products_by, shapes_of
-from deft.model.tiny import tiny_model
+from deft.testing.tiny import tiny_model
 
 SWITCH = torch.backends.mkldnn.matmul
 

@@ -9,7 +9,7 @@ from deft.model import selftest
 from deft.model.attention import rows_apart
 from deft.model.likelihood import PackedRows, supervised_nll
 from deft.model.selftest import check_packing, few_short_rows, last_of_each, nll_alone
-from deft.model.tiny import byte_tokenizer, tiny_model
+from deft.testing.tiny import byte_tokenizer, tiny_model
 from deft.types import IGNORED_LABEL, TokenSequence
 
 

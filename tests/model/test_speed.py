@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from deft.model.likelihood import PackedRows, takes_packs
 from deft.model.speed import checkpoint_activations, checkpointing_settings, compile_layers
-from deft.model.tiny import tiny_model
+from deft.testing.tiny import tiny_model
 from deft.types import TokenSequence
 
 TEXT = "白日依山尽，黄河入海流。欲穷千里目，更上一层楼。".encode()

@@ -9,19 +9,19 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from deft.model.baichuan2.tiny_tokenizer import save_tiny_tokenizer
 from deft.model.baichuan2.tokenization import Baichuan2Tokenizer
-from deft.model.export import export
 from deft.model.generate import generate
 from deft.model.load import load_model
-from deft.model.merge import merge
 from deft.model.sampling import Sampling
 from deft.model.stops import name_stops
-from deft.model.tiny import BOS_ID, IM_END_ID, byte_tokenizer, save_tiny, tiny_model
 from deft.prompt.detect import find_chat_format
-from deft.prompt.format import chat_format_for
-from deft.prompt.role_tokens import RoleTokenFormat, add_role_tokens
+from deft.prompt.formats.kinds import chat_format_for
+from deft.prompt.formats.role_tokens import RoleTokenFormat, add_role_tokens
 from deft.prompt.store import load_chat_format, save_chat_format
+from deft.publish.export import export
+from deft.publish.merge import merge
+from deft.testing.baichuan2_tokenizer import save_tiny_tokenizer
+from deft.testing.tiny import BOS_ID, IM_END_ID, byte_tokenizer, save_tiny, tiny_model
 from deft.train.config import TrainConfig
 from deft.train.run import train
 from deft.types import Example, Message

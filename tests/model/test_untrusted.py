@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deft.errors import UserError
-from deft.model.load import base_of, find_folder, load_model, load_tokenizer
-from deft.model.tiny import save_tiny
+from deft.files import LARGEST_READ_BYTES
+from deft.hub.find import base_of, find_folder
+from deft.model.load import load_model, load_tokenizer
 from deft.prompt.detect import find_chat_format
-from deft.rundir import LARGEST_READ_BYTES
+from deft.testing.tiny import save_tiny
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,14 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from deft.errors import UserError
-from deft.model.baichuan2.tiny_tokenizer import save_tiny_tokenizer, train_tiny_tokenizer, user_defined_pieces
 from deft.model.baichuan2.tokenization import Baichuan2Tokenizer
-from deft.prompt.baichuan_chat import BaichuanChatFormat
 from deft.prompt.detect import chat_format_to_train, find_chat_format
-from deft.prompt.format import chat_format_for, encode_example, fit_prompt
-from deft.prompt.role_tokens import RoleTokenFormat
+from deft.prompt.encode import encode_example, fit_prompt
+from deft.prompt.formats.baichuan_chat import BaichuanChatFormat
+from deft.prompt.formats.kinds import chat_format_for
+from deft.prompt.formats.role_tokens import RoleTokenFormat
 from deft.prompt.store import load_chat_format, save_chat_format
+from deft.testing.baichuan2_tokenizer import save_tiny_tokenizer, train_tiny_tokenizer, user_defined_pieces
 from deft.types import Example
 
 CHAT = {"user_token_id": 195, "assistant_token_id": 196, "temperature": 0.3, "top_k": 5, "top_p": 0.85}

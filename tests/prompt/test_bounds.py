@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from deft.errors import UserError
-from deft.prompt import bounds, probe_template
-from deft.prompt.bounds import check_template
-from deft.rundir import CACHE_VARIABLE
+from deft.files import CACHE_VARIABLE
+from deft.prompt.formats import bounds, probe_template
+from deft.prompt.formats.bounds import check_template
 
 GOOD = "{% for m in messages %}{{ m.role }}：{{ m.content | trim }}\n{% endfor %}"
 BOMBS = {

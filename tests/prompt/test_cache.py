@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deft.model.tiny import byte_tokenizer
+from deft.files import CACHE_VARIABLE
 from deft.prompt import cache
 from deft.prompt.cache import encode_once
-from deft.prompt.format import EncodeResult, chat_format_for, encode_examples
-from deft.rundir import CACHE_VARIABLE
+from deft.prompt.encode import EncodeResult, encode_examples
+from deft.prompt.formats.kinds import chat_format_for
+from deft.testing.tiny import byte_tokenizer
 from deft.types import Example, Message
 
 LIMIT = 150

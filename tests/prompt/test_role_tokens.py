@@ -7,10 +7,10 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from deft.errors import UserError
 from deft.prompt.detect import chat_format_to_train, find_chat_format
-from deft.prompt.format import chat_format_for
-from deft.prompt.role_tokens import RoleTokenFormat, add_role_tokens
+from deft.prompt.formats.kinds import chat_format_for
+from deft.prompt.formats.role_tokens import RoleTokenFormat, add_role_tokens
+from deft.prompt.formats.template import TemplateFormat
 from deft.prompt.store import save_chat_format
-from deft.prompt.template import TemplateFormat
 
 TWO_TURNS = chat("法国的首都是哪里？", " 巴黎。\n", "What is 3 + 4?", "7, of course.")
 

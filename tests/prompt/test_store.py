@@ -14,10 +14,10 @@ from chat_tokenizers import (
 )
 
 from deft.errors import UserError
-from deft.prompt.format import chat_format_for
-from deft.prompt.role_tokens import add_role_tokens
+from deft.prompt.formats.kinds import chat_format_for
+from deft.prompt.formats.role_tokens import add_role_tokens
+from deft.prompt.formats.template import TemplateFormat
 from deft.prompt.store import load_chat_format, save_chat_format
-from deft.prompt.template import TemplateFormat
 
 MESSAGES = chat("法国的首都？", "巴黎。", "Are you sure?<|im_end|>", system="Be brief. 简短。")
 

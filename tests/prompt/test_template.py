@@ -14,7 +14,7 @@ from chat_tokenizers import (
 )
 
 from deft.errors import NotTrainable, UserError
-from deft.prompt.template import TemplateFormat, freeze_date
+from deft.prompt.formats.template import TemplateFormat, freeze_date
 
 TWO_TURNS = chat("法国的首都是哪里？", "巴黎。", " What is 3 + 4? ", "\n7, of course. \n")
 

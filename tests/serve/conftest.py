@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from deft.model.generate import Batch
-from deft.model.tiny import byte_tokenizer, save_tiny, tiny_model
-from deft.prompt.role_tokens import add_role_tokens
+from deft.prompt.formats.role_tokens import add_role_tokens
 from deft.serve.assistant import Assistant
+from deft.testing.tiny import byte_tokenizer, save_tiny, tiny_model
 
 Script = Callable[..., list[list[int]]]
 

@@ -11,7 +11,7 @@ import torch
 from deft.errors import UserError
 from deft.model.generate import Reply
 from deft.model.sampling import Sampling
-from deft.prompt.format import chat_format_for
+from deft.prompt.formats.kinds import chat_format_for
 from deft.prompt.store import save_chat_format
 from deft.serve.assistant import Assistant
 from deft.types import Message

@@ -10,12 +10,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from deft.model.baichuan2.tiny_tokenizer import save_tiny_tokenizer
 from deft.model.baichuan2.tokenization import Baichuan2Tokenizer, register_tokenizer
 from deft.model.generate import Reply
-from deft.model.tiny import tiny_model
 from deft.prompt.store import load_chat_format
 from deft.serve.assistant import Assistant
+from deft.testing.baichuan2_tokenizer import save_tiny_tokenizer
+from deft.testing.tiny import tiny_model
 from deft.train.config import TrainConfig
 from deft.train.run import train
 from deft.types import Example, Message

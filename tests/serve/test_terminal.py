@@ -188,7 +188,7 @@ def test_the_defaults_are_those_of_the_page() -> None:
 def test_the_command_takes_the_settings(
     flags: list[str], sampling: dict[str, Any], longest: int, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deft.cli import app
+    from deft.commands.app import app
 
     called: list[Any] = []
     monkeypatch.setattr(

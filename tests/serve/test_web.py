@@ -314,7 +314,7 @@ def test_the_command_fetches_the_embedded_model(tmp_path: Path, monkeypatch: pyt
     monkeypatch.delenv("DEFT_MODELS_DIR", raising=False)
     monkeypatch.setattr(web, "serve_page", lambda *_, **__: pytest.fail("there is a model"))
     fetched: list[str] = []
-    monkeypatch.setattr("deft.model.pull.pull", lambda alias, **_: fetched.append(alias))
+    monkeypatch.setattr("deft.hub.pull.pull", lambda alias, **_: fetched.append(alias))
     assert run_command(monkeypatch) == 2, "the stand-in brought no model"
     assert fetched == ["smollm2-135m"]
 

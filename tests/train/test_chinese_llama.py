@@ -12,12 +12,12 @@ from safetensors import safe_open
 from sentencepiece import SentencePieceProcessor
 from torch.nn.functional import cross_entropy
 
-from deft.model.llama_tokenizer import SentencePieceLlamaTokenizer
 from deft.model.load import load_model, load_tokenizer
-from deft.model.tiny import tiny_model
-from deft.prompt.format import encode_examples
+from deft.model.tokenizers.llama import SentencePieceLlamaTokenizer
+from deft.prompt.encode import encode_examples
 from deft.prompt.store import load_chat_format
 from deft.serve.assistant import Assistant
+from deft.testing.tiny import tiny_model
 from deft.train.config import TrainConfig
 from deft.train.run import train
 from deft.types import Example, Message

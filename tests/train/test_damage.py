@@ -16,8 +16,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from deft.errors import UserError
-from deft.manifest import MANIFEST, check_manifest, find_fault, write_manifest
-from deft.model.tiny import save_tiny
+from deft.hub.manifest import MANIFEST, check_manifest, find_fault, write_manifest
+from deft.testing.tiny import save_tiny
 from deft.train.checkpoint import POSITION_FILE, checkpoints, prune_checkpoints, why_not_to_resume
 from deft.train.config import TrainConfig
 from deft.train.order import Position

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from deft.data.read import read_examples
 from deft.data.write import write_examples
 from deft.errors import UserError
-from deft.model.tiny import save_tiny, tiny_model
+from deft.testing.tiny import save_tiny, tiny_model
 from deft.train.arguments import arguments_of
 from deft.train.checkpoint import checkpoint_step, checkpoints
 from deft.train.config import TrainConfig

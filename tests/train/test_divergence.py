@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from deft.errors import UserError
-from deft.model.tiny import save_tiny
+from deft.testing.tiny import save_tiny
 from deft.train import run
 from deft.train.config import TrainConfig
 from deft.train.divergence import DivergenceWatch

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from deft.errors import UserError
 from deft.model.matmul import Choice, Kernel, Measured
-from deft.model.tiny import save_tiny
+from deft.testing.tiny import save_tiny
 from deft.train import kernel, trainer
 from deft.train.config import TrainConfig
 from deft.train.progress import Progress

@@ -12,7 +12,7 @@ from deft.errors import UserError
 from deft.model import likelihood
 from deft.model.likelihood import PackedRows
 from deft.model.memory_fault import is_out_of_memory
-from deft.model.tiny import save_tiny
+from deft.testing.tiny import save_tiny
 from deft.train import run
 from deft.train.config import TrainConfig
 from deft.train.out_of_memory import shorter_capacity

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from transformers import TrainingArguments
 
+from deft.ancestor.flags import config_from_flags
 from deft.errors import UserError
+from deft.files import write_json
 from deft.model.size import num_parameters, num_positions
-from deft.model.tiny import save_tiny
-from deft.rundir import write_json
-from deft.train.ancestor import config_from_flags
+from deft.testing.tiny import save_tiny
 from deft.train.arguments import arguments_of
 from deft.train.config import TrainConfig
 from deft.train.passed import OWNED, PASSED, WITHOUT_EFFECT, check_no_secrets

@@ -15,10 +15,11 @@ from torch.nn.functional import cross_entropy
 from deft.errors import UserError
 from deft.model.likelihood import PackedRows
 from deft.model.load import load_model
-from deft.model.tiny import CHATML_TEMPLATE, byte_tokenizer, save_tiny
-from deft.prompt.format import chat_format_for, encode_examples
-from deft.prompt.role_tokens import add_role_tokens
+from deft.prompt.encode import encode_examples
+from deft.prompt.formats.kinds import chat_format_for
+from deft.prompt.formats.role_tokens import add_role_tokens
 from deft.prompt.store import load_chat_format
+from deft.testing.tiny import CHATML_TEMPLATE, byte_tokenizer, save_tiny
 from deft.train.config import TrainConfig
 from deft.train.order import RowOrder
 from deft.train.prepare import make_room

@@ -10,26 +10,14 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from deft.data.conversations import ParsedRow, Row, finish, gather_rest, message, text, turn, turn_rest, with_system
 from deft.data.fields import check_meanings
 from deft.data.names import INSTRUCTION, MATERIAL, REPLIES, advice_for, known_names, renamed
-from deft.data.turns import (
-    ParsedRow,
-    Row,
-    finish,
-    gather_rest,
-    message,
-    text,
-    turn,
-    turn_rest,
-    with_system,
-)
 from deft.errors import UserError
 from deft.types import Message
 
 MARKER = re.compile(r"(Human|Assistant)[ \t]*[:：]")
 MARKER_AT_LINE_START = re.compile(r"^[ \t]*(Human|Assistant)[ \t]*[:：]", re.MULTILINE)
-
-
 DOIT_FIELDS = ("question_format", "choices", "answer")
 COIG_FIELDS = ("task_type", "domain", "answer_from", "human_verified", "copyright")
 MAGPIE_FIELDS = (

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from deft.data.turns import has_meaning
+from deft.data.conversations import has_meaning
 from deft.errors import UserError
-from deft.rundir import written_whole
+from deft.files import written_whole
 from deft.types import Example
 
 PARQUET_BATCH_ROWS = 1024

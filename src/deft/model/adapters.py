@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from deft.errors import UserError, did_you_mean
-from deft.model.load import choose_device
+from deft.model.device import choose_device
 
 ADAPTER_METHODS = ("lora", "rslora", "dora", "qlora")
 """LoRA (Hu et al. 2021); with the product scaled by alpha / sqrt(rank) (rsLoRA, Kalajdzievski 2023); with a trained

@@ -25,11 +25,10 @@ from deft.errors import UserError
 from deft.model.cpu_attention import attend_in_rows, can_attend, for_each_head, rows_of
 
 if TYPE_CHECKING:
-    from deft.model.baichuan2.alibi import Alibi
+    from deft.model.alibi import Alibi
 
 ROWS_APART = "deft_rows_apart"
 """The name under which transformers finds this attention function."""
-
 UNSUPPORTED_OPTIONS = ("softcap", "s_aux", "position_bias")
 """Options of an attention layer that scaled dot products alone cannot express; a model that uses one is refused."""
 

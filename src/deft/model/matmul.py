@@ -28,7 +28,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 from deft.errors import UserError
-from deft.rundir import cache_folder, write_json
+from deft.files import cache_folder, write_json
 
 Kernel = Literal["plain", "onednn"]
 KERNELS: tuple[Kernel, ...] = ("plain", "onednn")
@@ -36,7 +36,6 @@ IN_16_BITS = "bfloat16"
 """The name under which products in bfloat16 are measured, where the processor has instructions for them."""
 PRECISION = {"plain": "ieee", "onednn": "bf16"}
 """What each is called where PyTorch is told which products oneDNN may take over, and how they may be rounded."""
-
 MAX_ERROR = 1e-6
 """Relative error (Frobenius norm, against float64) up to which a product is fp32: MKL and oneDNN have 2e-7 to 6e-7 at
 the inner dimensions of models, bf16 has 2e-3."""

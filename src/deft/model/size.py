@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deft.errors import UserError
-from deft.model.checkpoint_files import check_architecture, first_line, read_json
-from deft.model.load import quiet_transformers
+from deft.hub.files import first_line, read_json
+from deft.hub.quiet import quiet_transformers
+from deft.model.architecture import check_architecture
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

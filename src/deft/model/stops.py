@@ -7,8 +7,8 @@ that ended its documents, which a model taught to chat may never write.
 
 from typing import TYPE_CHECKING, Any
 
-from deft.prompt.format import ChatFormat
-from deft.prompt.turns import PROBE
+from deft.prompt.formats.kinds import ChatFormat
+from deft.prompt.formats.turns import PROBE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,9 +18,11 @@ from zipfile import BadZipFile
 import numpy as np
 
 from deft.errors import UserError
-from deft.prompt.format import ChatFormat, EncodeResult, encode_examples
+from deft.files import cache_folder, written_whole
+from deft.fingerprint import fingerprint
+from deft.prompt.encode import EncodeResult, encode_examples
+from deft.prompt.formats.kinds import ChatFormat
 from deft.prompt.store import probe
-from deft.rundir import cache_folder, fingerprint, written_whole
 from deft.types import Dropped, Example, TokenSequence
 
 if TYPE_CHECKING:

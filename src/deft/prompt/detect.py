@@ -7,9 +7,9 @@ first, then the tokenizer's chat template, then what the checkpoint says of itse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deft.prompt.baichuan_chat import is_baichuan_chat
-from deft.prompt.format import ChatFormat, FormatKind, chat_format_for
-from deft.prompt.role_tokens import add_role_tokens, writes_bos
+from deft.prompt.formats.baichuan_chat import is_baichuan_chat
+from deft.prompt.formats.kinds import ChatFormat, FormatKind, chat_format_for
+from deft.prompt.formats.role_tokens import add_role_tokens, writes_bos
 from deft.prompt.store import load_chat_format
 
 if TYPE_CHECKING:

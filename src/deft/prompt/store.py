@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deft.errors import UserError
-from deft.prompt.baichuan_chat import BaichuanChatFormat
-from deft.prompt.format import ChatFormat
-from deft.prompt.role_tokens import RoleTokenFormat
-from deft.prompt.template import TemplateFormat
-from deft.prompt.turns import PROBE
-from deft.rundir import read_regular, write_json
+from deft.files import read_regular, write_json
+from deft.prompt.formats.kinds import KINDS, ChatFormat
+from deft.prompt.formats.turns import PROBE
+from deft.registry import resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,15 +54,9 @@ def load_chat_format(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> Chat
 
 def rebuild(stored: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> ChatFormat:
     """Make the chat format that `stored` describes."""
-    chat_format: TemplateFormat | RoleTokenFormat | BaichuanChatFormat
-    if stored["kind"] == TemplateFormat.kind:
-        chat_format = TemplateFormat(tokenizer, stored["template"], stored["template_kwargs"])
-    elif stored["kind"] == RoleTokenFormat.kind:
-        chat_format = RoleTokenFormat(tokenizer, begins_with_bos=stored.get("begins_with_bos", False))
-    elif stored["kind"] == BaichuanChatFormat.kind:
-        chat_format = BaichuanChatFormat(tokenizer)
-    else:
+    if stored["kind"] not in KINDS:
         raise ValueError(f"unknown kind {stored['kind']!r}")
+    chat_format: Any = resolve(KINDS, stored["kind"], kind="chat format").from_dict(stored, tokenizer)
     chat_format.stop_token_ids = stored_stops(stored["stop_token_ids"], tokenizer)
     return chat_format
 

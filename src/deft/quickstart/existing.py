@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from deft.files import read_object
 from deft.quickstart.plan import Plan
-from deft.rundir import read_object
 
 FILE_NAME = "quickstart.json"
 

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.padding import Padding
 
 from deft.errors import UserError
-from deft.evaluate.interval import paired_changes
+from deft.files import check_writable
+from deft.intervals import paired_changes
 from deft.locks import place_held
 from deft.quickstart.existing import find_finished
 from deft.quickstart.outcome import collect_results, finish, show_finished, show_replies
@@ -32,9 +33,8 @@ from deft.quickstart.teller import Teller
 from deft.quickstart.texts import PROMPTS, TEXTS
 from deft.quickstart.verdict import verdicts
 from deft.report.results import ReplyPair
-from deft.report.terminal import changes_table
+from deft.report.tables import changes_table
 from deft.report.texts import Lang
-from deft.rundir import check_writable
 from deft.screen import say
 from deft.train.config import TrainConfig
 
@@ -105,7 +105,8 @@ def quickstart(
 
 def take_up(plan: Plan, tell: Teller, *, again: bool) -> Path:
     """Show a finished quickstart, or run one, with whatever exists of it."""
-    from deft.model.known import find_known, is_present
+    from deft.hub.cache import is_present
+    from deft.hub.known import find_known
 
     known = find_known(plan.config.model)
     if (known is None or is_present(known)) and not again:

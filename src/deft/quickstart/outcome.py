@@ -10,20 +10,21 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from deft.evaluate.interval import Change
-from deft.evaluate.loss import write_rows
-from deft.outcome import CHAT_PAGE, best_of, collect, say_files, say_next, say_result, write_outcome
+from deft.files import read_object, remove, write_json
+from deft.fingerprint import fingerprint
+from deft.intervals import Change
+from deft.losses import write_rows
 from deft.quickstart.existing import FILE_NAME
 from deft.quickstart.plan import Plan, repeating_flags
 from deft.quickstart.stages import Before, warn_of_language
 from deft.quickstart.teller import Teller
 from deft.report.page import write_report
 from deft.report.results import ReplyPair, Results, from_json, to_json
-from deft.report.terminal import changes_table
+from deft.report.tables import changes_table
 from deft.report.texts import ENDING_TEXTS
 from deft.report.values import readable_time, shown_value
-from deft.rundir import fingerprint, read_object, remove, write_json
 from deft.screen import say
+from deft.train.outcome import CHAT_PAGE, best_of, collect, say_files, say_next, say_result, write_outcome
 
 ACTIVATE = Path(".venv/bin/activate")
 """What `make install` leaves for a shell to enter the project's environment."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deft.fingerprint import fingerprint, folder_fingerprint
 from deft.quickstart.texts import PROMPTS
 from deft.report.texts import Lang
-from deft.rundir import fingerprint, folder_fingerprint
 from deft.train.config import TrainConfig
 
 FORMAT = 2
@@ -57,7 +57,7 @@ def repeating_flags(plan: Plan) -> str:
 
 def knows_language(plan: Plan) -> bool:
     """Say whether the model is known to know the language of the data; of one that deft does not know, it is taken."""
-    from deft.model.known import find_known
+    from deft.hub.known import find_known
 
     known = find_known(plan.config.model)
     return known is None or plan.lang in known.languages
@@ -71,7 +71,7 @@ def with_key(plan: Plan) -> Plan:
 def plan_key(plan: Plan) -> str:
     """Return a fingerprint of the model, the data, the settings and the prompts; nothing here loads torch."""
     from deft.data.files import find_files
-    from deft.model.load import find_folder
+    from deft.hub.find import find_folder
 
     settings = dataclasses.asdict(plan)
     del settings["accept_license"]

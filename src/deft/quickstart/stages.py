@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING, Any
 from rich.padding import Padding
 
 from deft.errors import UserError
-from deft.evaluate.loss import EvaluatedRow, read_rows_kept, row_losses_kept
+from deft.evaluate.loss import row_losses_kept
+from deft.files import read_object, write_json
+from deft.losses import EvaluatedRow, read_rows_kept
 from deft.quickstart.existing import find_run, newest_unfinished
 from deft.quickstart.plan import CHINESE_MODEL, TUNED, Plan, knows_language
 from deft.quickstart.rows import Rows
 from deft.quickstart.teller import Teller, row_bar
 from deft.quickstart.texts import PROMPTS
 from deft.report.values import shown_value
-from deft.rundir import read_object, write_json
 from deft.screen import say
 from deft.types import Example, Message
 
 if TYPE_CHECKING:
     from deft.model.load import LoadedModel
-    from deft.prompt.format import ChatFormat
+    from deft.prompt.formats.kinds import ChatFormat
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,8 +46,9 @@ def warn_of_language(plan: Plan, tell: Teller) -> None:
 
 def bring_model(plan: Plan, tell: Teller) -> None:
     """Fetch the model, if it is one that deft knows and not here yet."""
-    from deft.model.known import find_known, is_present
-    from deft.model.pull import pull
+    from deft.hub.cache import is_present
+    from deft.hub.known import find_known
+    from deft.hub.pull import pull
 
     known = find_known(plan.config.model)
     if known is not None and not is_present(known):
@@ -60,7 +62,7 @@ def bring_model(plan: Plan, tell: Teller) -> None:
 
 def load(plan: Plan, tell: Teller) -> "tuple[LoadedModel, ChatFormat]":
     """Load the model to start from, and say what it is."""
-    from deft.model.known import format_parameters
+    from deft.hub.known import format_parameters
 
     loaded, chat_format = load_with_format(plan.config.model)
     parameters = format_parameters(sum(weights.numel() for weights in loaded.model.parameters()))
@@ -86,7 +88,7 @@ def show_data(rows: Rows, chat_format: "ChatFormat", plan: Plan, tell: Teller) -
     """
     from deft.data.audit import audit, leaks
     from deft.data.show import audit_table
-    from deft.prompt.format import encode_example
+    from deft.prompt.encode import encode_example
 
     result = audit(
         rows.train,
@@ -111,7 +113,7 @@ def show_data(rows: Rows, chat_format: "ChatFormat", plan: Plan, tell: Teller) -
 
 def measure_before(plan: Plan, loaded: "LoadedModel", chat_format: "ChatFormat", rows: Rows, tell: Teller) -> Before:
     """Measure the untrained model: losses of the test rows and two replies; both are kept as they are made."""
-    from deft.prompt.format import encode_examples
+    from deft.prompt.encode import encode_examples
     from deft.train.run import run_identity
 
     limit = plan.config.max_length_tokens
@@ -138,7 +140,7 @@ def losses(
     tell: Teller,
 ) -> list[EvaluatedRow]:
     """Return the losses of examples; each pack is kept in `file` at once, and what is there is not computed again."""
-    from deft.prompt.format import encode_examples
+    from deft.prompt.encode import encode_examples
 
     limit = plan.config.max_length_tokens
     sequences = encode_examples(examples, chat_format, max_length_tokens=limit).sequences

@@ -2,6 +2,6 @@
 
 from deft.report.page import report_html, write_report
 from deft.report.results import ReplyPair, Results
-from deft.report.terminal import changes_table
+from deft.report.tables import changes_table
 
 __all__ = ["ReplyPair", "Results", "changes_table", "report_html", "write_report"]

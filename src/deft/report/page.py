@@ -10,17 +10,15 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from deft.evaluate.figure import abilities_svg, in_order, nice_ticks, signed
-from deft.evaluate.interval import Change
-from deft.evaluate.loss import OVERALL
+from deft.files import write_text
+from deft.intervals import Change
+from deft.losses import OVERALL
+from deft.report.abilities import abilities_svg, in_order, nice_ticks, signed
 from deft.report.results import ReplyPair, Results
 from deft.report.texts import ENDING_TEXTS, TEXTS, UNITS, Lang
 from deft.report.values import abilities_clear, ability_name, percent, readable_time, shown_value, verdict_of
-from deft.rundir import write_text
 
 FILE_NAME = "report.html"
-
-
 STYLE = """
 :root{color-scheme:light dark;--ink:#1c1917;--soft:#57534e;--faint:#e7e5e4;--paper:#fdfdfc;--card:#f5f5f4;
 --better:#0f766e;--worse:#c2410c;--unclear:#78716c}

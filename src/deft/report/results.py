@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deft.evaluate.interval import Change
+from deft.intervals import Change
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,13 +2,11 @@
 
 from typing import Literal
 
-from deft.evaluate.loss import OVERALL
+from deft.losses import OVERALL
 
 Lang = Literal["en", "zh"]
 UNITS: dict[str, str] = {"en": "\u00a0%", "zh": "%"}
 """How a language writes the percent sign after a number."""
-
-
 ABILITIES_CLEAR: dict[str, tuple[str, str, str]] = {
     "en": (
         ", with too few rows in each ability for intervals of their own",
@@ -40,7 +38,6 @@ ABILITY_NAMES: dict[str, dict[str, str]] = {
         "other": "其他",
     },
 }
-
 
 TEXTS: dict[str, dict[str, str]] = {
     "en": {
@@ -155,7 +152,6 @@ TEXTS: dict[str, dict[str, str]] = {
     },
 }
 
-
 TERMINAL_TEXTS: dict[str, dict[str, str]] = {
     "en": {
         "interval": "95 % interval (%)",
@@ -175,7 +171,6 @@ TERMINAL_TEXTS: dict[str, dict[str, str]] = {
     },
 }
 """What the terminal's table, which must fit 80 columns, says shorter than the page."""
-
 
 ENDING_TEXTS: dict[str, dict[str, str]] = {
     "en": {

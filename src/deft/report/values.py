@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deft.evaluate.figure import signed
-from deft.evaluate.interval import Change
-from deft.evaluate.loss import OVERALL
+from deft.intervals import Change
+from deft.losses import OVERALL
+from deft.report.abilities import signed
 from deft.report.texts import ABILITIES_CLEAR, ABILITY_NAMES, UNITS, Lang
 
 

@@ -17,7 +17,7 @@ from deft.model.generate import FinishReason, Reply, generate, position_limit, s
 from deft.model.load import load_model
 from deft.model.sampling import Sampling, check_number
 from deft.prompt.detect import find_chat_format
-from deft.prompt.format import fit_prompt
+from deft.prompt.encode import fit_prompt
 from deft.prompt.identity import read_identity
 from deft.types import Message, check_conversation
 

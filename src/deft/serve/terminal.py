@@ -14,8 +14,8 @@ from typing import Any
 from rich.console import Console
 
 from deft.errors import UserError, did_you_mean
+from deft.files import write_text
 from deft.model.sampling import Sampling
-from deft.rundir import write_text
 from deft.screen import say
 from deft.serve.assistant import REPLACEMENT, Assistant
 from deft.serve.defaults import TEMPERATURE, TOP_P

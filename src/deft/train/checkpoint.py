@@ -9,11 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
-from transformers import TrainerState
 
 from deft.errors import UserError
-from deft.manifest import MANIFEST, find_fault
-from deft.rundir import DISK_FAULTS, beside, read_regular, remove
+from deft.files import DISK_FAULTS, beside, read_regular, remove
+from deft.hub.manifest import MANIFEST, find_fault
 
 NAME = re.compile(r"checkpoint-(\d+)")
 POSITION_FILE = "position.json"
@@ -34,6 +33,8 @@ def why_not_to_resume(checkpoint: Path, *, verify: bool) -> str | None:
     Its files must be as its manifest has them (`verify`); and it must hold the states of optimizer, schedule and random
     numbers: without them the learning rate would begin again at its first value.
     """
+    from transformers import TrainerState  # torch comes with it, and lists of runs need neither
+
     if verify and (fault := find_fault(checkpoint)) is not None:
         return fault
     if verify and (checkpoint / POSITION_FILE).exists() and not (checkpoint / MANIFEST).exists():

@@ -12,7 +12,8 @@ import torch
 from rich.console import Console
 
 from deft.errors import UserError
-from deft.model.load import choose_device
+from deft.files import read_object
+from deft.model.device import choose_device
 from deft.model.matmul import (
     IN_16_BITS,
     KERNELS,
@@ -22,7 +23,6 @@ from deft.model.matmul import (
     exact_kernels,
     multiplies_in_bfloat16,
 )
-from deft.rundir import read_object
 from deft.screen import say
 from deft.train.config import TrainConfig
 from deft.types import TokenSequence

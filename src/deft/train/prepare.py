@@ -14,17 +14,19 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, TrainingArguments
 
 from deft.errors import UserError
+from deft.hub.files import ADAPTER_CONFIG
 from deft.model.adapters import add_lora
-from deft.model.checkpoint_files import ADAPTER_CONFIG
+from deft.model.device import choose_device, choose_dtype
 from deft.model.host_memory import keep_freed_memory
 from deft.model.kernels import use_liger
-from deft.model.load import LoadedModel, choose_device, choose_dtype, load_model
+from deft.model.load import LoadedModel, load_model
 from deft.model.memory_fault import is_out_of_memory
 from deft.model.selftest import check_packing
 from deft.model.speed import checkpoint_activations, compile_layers
 from deft.model.vocabulary import check_rows
 from deft.prompt.detect import chat_format_to_train
-from deft.prompt.format import ChatFormat, EncodeResult, FormatKind
+from deft.prompt.encode import EncodeResult
+from deft.prompt.formats.kinds import ChatFormat, FormatKind
 from deft.train.config import TrainConfig
 from deft.train.out_of_memory import free_memory
 from deft.train.sharding import deepspeed_dtype, follow_first_process, reads_once, tell_other_processes

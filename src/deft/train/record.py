@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deft.errors import UserError
-from deft.rundir import read_regular, write_text, written_whole
+from deft.files import read_regular, write_text, written_whole
 from deft.train.checkpoint import checkpoint_step
 
 SUMMARY_KEYS = {"train_runtime"}

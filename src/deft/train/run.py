@@ -14,24 +14,28 @@ from transformers import TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from deft.errors import UserError
-from deft.manifest import check_manifest
-from deft.model.known import format_parameters
+from deft.files import check_writable, write_json
+from deft.fingerprint import versions
+from deft.hub.find import find_folder
+from deft.hub.known import format_parameters
+from deft.hub.manifest import check_manifest
+from deft.hub.quiet import quiet_transformers
 from deft.model.likelihood import takes_packs
-from deft.model.load import LoadedModel, find_folder, load_tokenizer, quiet_transformers
+from deft.model.load import LoadedModel, load_tokenizer
 from deft.model.matmul import Kernel
 from deft.model.size import num_parameters, num_positions
 from deft.model.vocabulary import check_rows
 from deft.prompt.cache import encode_once
 from deft.prompt.detect import chat_format_to_train
-from deft.prompt.format import ChatFormat, EncodeResult
+from deft.prompt.encode import EncodeResult
+from deft.prompt.formats.kinds import ChatFormat
 from deft.prompt.paint import paint
 from deft.prompt.pieces import painted_pieces
-from deft.rundir import check_writable, versions, write_json
+from deft.report.losses import draw_losses
 from deft.screen import say
 from deft.train.arguments import arguments_of
 from deft.train.checkpoint import disk_faults_told
 from deft.train.config import NO_VALIDATION, TrainConfig, check_device_for
-from deft.train.figure import draw_losses
 from deft.train.kernel import chosen_kernel, in_fast_format
 from deft.train.lock import run_held
 from deft.train.order import Position
@@ -40,7 +44,7 @@ from deft.train.prepare import check_whole, load_to_train, prepare_device
 from deft.train.processes import agreed, joined
 from deft.train.progress import Progress
 from deft.train.rates import with_rates
-from deft.train.record import RunRecord, mean_loss
+from deft.train.record import RunRecord, mean_loss, read_metrics
 from deft.train.runfolder import (
     Resumption,
     choose_checkpoint,
@@ -126,7 +130,7 @@ def train(
                 finished = trainer.state.global_step >= trainer.state.max_steps
                 if processes.is_main_process:
                     write_json(folder / "run.json", ready.identity | {"versions": versions(), "finished": finished})
-                    draw_losses(folder)
+                    draw_losses(folder / "loss.png", read_metrics(folder))
     last_step = max((row.step for row in record.rows if row.split == "valid"), default=0)
     last_valid = [row for row in record.rows if row.split == "valid" and row.step == last_step]
     return TrainResult(

@@ -4,23 +4,15 @@ import dataclasses
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from deft.errors import UserError, did_you_mean
-from deft.prompt.format import EncodeResult
-from deft.rundir import (
-    fingerprint,
-    folder_fingerprint,
-    new_run_folder,
-    read_object,
-    read_regular,
-    remove,
-    versions,
-    write_json,
-    write_text,
-)
+from deft.files import cannot_write, read_object, read_regular, remove, write_json, write_text
+from deft.fingerprint import fingerprint, folder_fingerprint, versions
+from deft.prompt.encode import EncodeResult
 from deft.train.checkpoint import (
     POSITION_FILE,
     checkpoint_step,
@@ -210,3 +202,24 @@ def write_dropped(folder: Path, *results: EncodeResult | None) -> None:
     rows = [row for result in results if result for row in result.dropped]
     lines = [json.dumps(dataclasses.asdict(row), ensure_ascii=False) for row in rows]
     write_text(folder / "dropped.jsonl", "".join(line + "\n" for line in lines))
+
+
+def new_run_folder(parent: Path) -> Path:
+    """Create `parent/<date-time>/` and return it; a counter is added where two runs start in one second.
+
+    Raises:
+        UserError: if the folder cannot be made.
+    """
+    name = time.strftime("%Y%m%d-%H%M%S")
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for attempt in range(1, 100):
+            folder = parent / (name if attempt == 1 else f"{name}-{attempt}")
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            return folder
+    except OSError as error:
+        raise cannot_write(parent, error) from error
+    raise UserError(f"{parent} has too many runs of this second", fix="wait a second and start again")

@@ -14,13 +14,13 @@ from accelerate.utils import broadcast_object_list
 from transformers import Trainer
 
 from deft.errors import UserError
-from deft.manifest import write_manifest
-from deft.model.checkpoint_files import first_line
+from deft.files import remove, sync, sync_folder, write_json
+from deft.hub.files import first_line
+from deft.hub.manifest import write_manifest
 from deft.model.memory_fault import is_out_of_memory
 from deft.model.stops import name_stops
-from deft.prompt.format import ChatFormat
+from deft.prompt.formats.kinds import ChatFormat
 from deft.prompt.store import save_chat_format
-from deft.rundir import remove, sync, sync_folder, write_json
 from deft.train.checkpoint import POSITION_FILE, mark_best, prune_checkpoints
 from deft.train.order import Position
 from deft.train.record import RunRecord

@@ -25,7 +25,7 @@ from transformers import (
 from deft.model.likelihood import PackedRows, SupervisedNLL
 from deft.model.matmul import Kernel, products_by
 from deft.model.memory_fault import is_out_of_memory
-from deft.prompt.format import ChatFormat
+from deft.prompt.formats.kinds import ChatFormat
 from deft.screen import say
 from deft.train.divergence import DivergenceWatch
 from deft.train.order import Batch, BatchLoader, Position, RowOrder, Share

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 
+from deft.model.cost import Method, ModelSize, attention_width, flop_of, model_size
 from deft.model.likelihood import PackedRows
 from deft.model.matmul import KERNELS, exact_kernels, products_by
-from deft.train.memory import Method, ModelSize, model_size
-from deft.train.workload import attention_width, flop_of
 
 PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192, "mps": 4096}
 """Side of the square matrices: large enough that a product runs at the machine's limit."""

@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from deft.model.load import load_weights, quiet_transformers
-from deft.model.tiny import byte_tokenizer
+from deft.hub.quiet import quiet_transformers
+from deft.model.load import load_weights
+from deft.testing.tiny import byte_tokenizer
 from deft.types import IGNORED_LABEL, TokenSequence
 
 FIXTURE = Path(__file__).parents[4] / "shared/fixtures/baichuan2-13b-tiny"

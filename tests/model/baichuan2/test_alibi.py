@@ -7,11 +7,11 @@ import torch
 from baichuan2_models import TEXTS, differ, logits
 
 from deft.errors import UserError
+from deft.model.alibi import ALIGNMENT, Alibi, alibi_slopes
 from deft.model.attention import rows_apart_attention
-from deft.model.baichuan2.alibi import ALIGNMENT, Alibi, alibi_slopes
 from deft.model.baichuan2.masks import visible
 from deft.model.load import load_model
-from deft.model.tiny import byte_tokenizer, save_tiny, tiny_model
+from deft.testing.tiny import byte_tokenizer, save_tiny, tiny_model
 
 IDS = torch.tensor(byte_tokenizer().encode("".join(TEXTS)))
 
@@ -86,7 +86,7 @@ def test_rows_of_a_pack_are_biased_as_alone() -> None:
 def test_distance_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("baichuan2", seed=1)
     biased = logits(model, IDS)
-    monkeypatch.setattr("deft.model.baichuan2.alibi.alibi_slopes", lambda num_heads: (0.0,) * num_heads)
+    monkeypatch.setattr("deft.model.alibi.alibi_slopes", lambda num_heads: (0.0,) * num_heads)
     assert differ(biased, logits(model, IDS)) > 0.1
 
 

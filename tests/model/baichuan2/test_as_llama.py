@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from deft.errors import UserError
-from deft.model.baichuan2 import as_llama as module
-from deft.model.export import export
 from deft.model.load import load_model
-from deft.model.tiny import byte_tokenizer, save_tiny, tiny_model
+from deft.publish import as_llama as module
+from deft.publish.export import export
+from deft.testing.tiny import byte_tokenizer, save_tiny, tiny_model
 
 IDS = torch.arange(0, 250, 3)
 

@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from deft.errors import UserError
-from deft.model.export import export, weights_of
-from deft.model.load import load_model, load_weights, quiet_transformers
-from deft.model.tiny import byte_tokenizer, save_tiny, tiny_model
+from deft.hub.quiet import quiet_transformers
+from deft.model.load import load_model, load_weights
+from deft.publish.export import export, weights_of
+from deft.testing.tiny import byte_tokenizer, save_tiny, tiny_model
 
 FIRST, SECOND = (f"pytorch_model-0000{number}-of-00002.bin" for number in (1, 2))
 IDS = torch.arange(0, 250, 7)

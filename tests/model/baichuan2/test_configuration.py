@@ -12,10 +12,10 @@ from baichuan2_models import official_folder
 from transformers import AutoConfig
 
 from deft.errors import UserError
+from deft.model.architecture import check_architecture
 from deft.model.baichuan2.configuration import Baichuan2Config
-from deft.model.checkpoint_files import check_architecture
 from deft.model.load import load_weights
-from deft.model.tiny import save_tiny, tiny_model
+from deft.testing.tiny import save_tiny, tiny_model
 
 OFFICIAL = {
     "architectures": ["BaichuanForCausalLM"],
@@ -146,9 +146,9 @@ def test_the_architecture_is_one_that_deft_loads() -> None:
 
 
 IMPORTS = [
-    "from transformers import AutoModelForCausalLM as auto; import deft.model",
+    "from transformers import AutoModelForCausalLM as auto; import deft.model.baichuan2",
     # A model of transformers' own imports its Auto classes while its modules are still half loaded.
-    "import deft.model; from transformers import LlamaForCausalLM, AutoModelForCausalLM as auto",
+    "import deft.model.baichuan2; from transformers import LlamaForCausalLM, AutoModelForCausalLM as auto",
 ]
 
 

@@ -10,13 +10,13 @@ from baichuan2_models import differ, logits, rows
 from torch._subclasses import FakeTensorMode
 from torch.nn.functional import cross_entropy, normalize
 
+from deft.estimate.trace import Watch
 from deft.model import likelihood
 from deft.model.attention import rows_apart
 from deft.model.baichuan2 import norm_head
 from deft.model.baichuan2.norm_head import DirectionHead, Directions
 from deft.model.likelihood import PackedRows, has_plain_head, supervised_nll
-from deft.model.tiny import tiny_model
-from deft.train.trace import Watch
+from deft.testing.tiny import tiny_model
 
 ARCHITECTURES = ["baichuan2", "baichuan2_rope"]
 

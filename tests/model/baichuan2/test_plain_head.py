@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 
 from deft.errors import UserError
 from deft.model.baichuan2.norm_head import DirectionHead
-from deft.model.export import export
 from deft.model.load import load_model
-from deft.model.tiny import save_tiny, tiny_model
+from deft.publish.export import export
+from deft.testing.tiny import save_tiny, tiny_model
 
 IDS = torch.arange(0, 250, 3)
 

@@ -12,7 +12,7 @@ from deft.model.attention import rows_apart
 from deft.model.generate import generate
 from deft.model.likelihood import PackedRows, supervised_nll
 from deft.model.sampling import Sampling
-from deft.model.tiny import byte_tokenizer, tiny_model, untrained
+from deft.testing.tiny import byte_tokenizer, tiny_model, untrained
 
 SEQUENCES = [torch.tensor(byte_tokenizer().encode(text)) for text in TEXTS]
 IDS = torch.cat(SEQUENCES)

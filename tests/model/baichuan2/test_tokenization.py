@@ -16,12 +16,12 @@ from sentencepiece import SentencePieceProcessor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from deft.model.baichuan2.tiny_tokenizer import save_tiny_tokenizer, train_tiny_tokenizer
 from deft.model.baichuan2.tokenization import Baichuan2Tokenizer, register_tokenizer
 from deft.model.load import load_tokenizer
-from deft.model.tiny import save_tiny
+from deft.prompt.formats.template import TemplateFormat
 from deft.prompt.guard import guard_for, plain_ids
-from deft.prompt.template import TemplateFormat
+from deft.testing.baichuan2_tokenizer import save_tiny_tokenizer, train_tiny_tokenizer
+from deft.testing.tiny import save_tiny
 from deft.types import Message
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -10,13 +10,13 @@ from transformers import DynamicCache
 
 from deft.errors import UserError
 from deft.model.adapters import add_lora, linear_layers
-from deft.model.baichuan2.alibi import Alibi
+from deft.model.alibi import Alibi
 from deft.model.baichuan2.modelling import CACHE_FIELD
 from deft.model.likelihood import PackedRows, takes_packs
 from deft.model.load import load_model
-from deft.model.merge import merge
 from deft.model.selftest import check_packing
-from deft.model.tiny import byte_tokenizer, save_tiny, tiny_model
+from deft.publish.merge import merge
+from deft.testing.tiny import byte_tokenizer, save_tiny, tiny_model
 
 ARCHITECTURES = ["baichuan2", "baichuan2_rope"]
 IDS = torch.arange(0, 250, 3)

@@ -17,14 +17,16 @@ import torch
 import yaml
 from baichuan2_models import differ, logits
 
-from deft import cli
+from deft.ancestor.flags import config_from_flags
+from deft.commands import app as cli
+from deft.commands.train import train_files
 from deft.data.write import write_examples
+from deft.hub.quiet import quiet_transformers
 from deft.model.baichuan2.modelling import BaichuanForCausalLM
-from deft.model.baichuan2.tiny_tokenizer import save_tiny_tokenizer
-from deft.model.export import weights_of
-from deft.model.load import load_model, quiet_transformers
-from deft.model.tiny import tiny_model
-from deft.train.ancestor import config_from_flags
+from deft.model.load import load_model
+from deft.publish.export import weights_of
+from deft.testing.baichuan2_tokenizer import save_tiny_tokenizer
+from deft.testing.tiny import tiny_model
 from deft.train.record import read_metrics
 from deft.types import Example, Message
 
@@ -112,14 +114,14 @@ def flags(place: Path, runs: str, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def trained(place: Path) -> Path:
     """The folder of a run by `train_sft.py`'s flags."""
-    return cli.train_files(config_from_flags(flags(place, "runs"))).folder
+    return train_files(config_from_flags(flags(place, "runs"))).folder
 
 
 @pytest.fixture(scope="module")
 def adapted(place: Path) -> Path:
     """The same with adapters."""
     more = ("--method", "lora", "--learning_rate", "2e-2", "--num_train_epochs", "10")
-    return cli.train_files(config_from_flags(flags(place, "adapters", *more))).folder
+    return train_files(config_from_flags(flags(place, "adapters", *more))).folder
 
 
 def losses(folder: Path, key: str = "loss") -> list[float]:

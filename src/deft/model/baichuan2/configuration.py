@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Literal, get_args
 from transformers import PreTrainedConfig
 
 from deft.errors import UserError
-from deft.model.baichuan2.registration import MODEL_TYPE, register
 
 PositionEmbedding = Literal["rope", "alibi"]
+MODEL_TYPE = "baichuan"
 
 VOCABULARY_SIZE = 125_696
 BAICHUAN1_VOCABULARY_SIZE = 64_000
@@ -86,7 +86,6 @@ class Baichuan2Config(PreTrainedConfig):
         if self.position_embedding == "alibi":
             self.rope_parameters = None
         self.check()
-        register()
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Return the values that are written to `config.json`: as in the official files, nothing stands for nothing."""

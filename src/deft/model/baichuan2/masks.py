@@ -12,8 +12,8 @@ from transformers import PreTrainedConfig
 from transformers.masking_utils import create_causal_mask
 
 from deft.errors import UserError
+from deft.model.alibi import Alibi
 from deft.model.attention import ROWS_APART
-from deft.model.baichuan2.alibi import Alibi
 
 BY_SCORES = ("eager", "sdpa")
 """Attention functions that add a mask to the scores, and so can bias them by distance."""

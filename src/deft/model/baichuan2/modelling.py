@@ -22,8 +22,8 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from deft.errors import UserError
+from deft.model.alibi import Alibi
 from deft.model.attention import ROWS_APART
-from deft.model.baichuan2.alibi import Alibi
 from deft.model.baichuan2.configuration import Baichuan2Config
 from deft.model.baichuan2.masks import (
     BY_SCORES,

@@ -9,7 +9,7 @@ punctuation, and `<reserved_N>` (id N + 89); `<reserved_N>`, `<SEP>` and `<CLS>`
 from pathlib import Path
 from typing import Any, ClassVar
 
-from deft.model.sentencepiece_tokenizer import SentencePieceTokenizer
+from deft.model.tokenizers.sentencepiece import SentencePieceTokenizer
 
 
 class Baichuan2Tokenizer(SentencePieceTokenizer):

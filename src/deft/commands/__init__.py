@@ -1,0 +1,1 @@
+"""The command line: one file a group of commands, in the table of `deft.commands.app`."""

@@ -1,0 +1,193 @@
+"""`deft data`: read, convert, look at and audit instruction data."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
+
+from deft.commands.rows import read, tokenizer_and_format
+from deft.errors import UserError
+from deft.screen import console, say
+
+if TYPE_CHECKING:
+    from deft.types import Example, TokenSequence
+
+AT_LEAST_1 = Parameter(validator=Number(gte=1))
+
+app = App(
+    name="data",
+    help="Read, convert, look at and audit instruction data.",
+    default_parameter=Parameter(negative="", consume_multiple=True),
+)
+
+
+@app.command
+def convert(
+    *paths: Path,
+    ability: str | None = None,
+    overwrite: bool = False,
+    skip_broken: bool = False,
+    ignore_fields: tuple[str, ...] = (),
+    fields: tuple[str, ...] = (),
+) -> None:
+    """Read instruction data of any known format and write it in deft's own: deft data convert IN… OUT.
+
+    Parameters
+    ----------
+    paths
+        Files or folders to read (the format of each row is found from its content), and last the file to write,
+        `.jsonl`, `.json` or `.parquet`.
+    ability
+        The ability of rows that name none.
+    overwrite
+        Replace the file to write if it is there.
+    skip_broken
+        Leave out rows that cannot be read and list them, instead of stopping at the first.
+    ignore_fields
+        Fields of the rows that count as absent: a,b.
+    fields
+        Which column is what: prompt=question,response=answer (system, input, messages, history, ability, id).
+    """
+    from deft.data.write import write_examples
+
+    if len(paths) < 2:
+        raise UserError("convert needs what to read and what to write", fix="deft data convert IN… OUT.jsonl")
+    *inputs, output = paths
+    if output.exists() and not overwrite:
+        raise UserError("the file to write is there already", got=str(output), fix="name another, or --overwrite")
+    examples = read(
+        inputs,
+        skip_broken=skip_broken,
+        ability=ability,
+        ignore_fields=ignore_fields,
+        fields=fields,
+        written=output,
+    )
+    write_examples(output, examples)
+    say(console(), "[green]✓[/] {rows} rows → {output}", rows=len(examples), output=output)
+
+
+@app.command
+def show(
+    file: Path,
+    *,
+    model: str = "smollm2-135m",
+    limit: Annotated[int, AT_LEAST_1] = 3,
+    id: str | None = None,
+    skip_broken: bool = False,
+    ignore_fields: tuple[str, ...] = (),
+    fields: tuple[str, ...] = (),
+) -> None:
+    """Paint rows as the model will see them: what is trained and what is masked.
+
+    Parameters
+    ----------
+    file
+        A file or folder of instruction data.
+    model
+        The model whose tokenizer and chat format to use.
+    limit
+        How many rows to show.
+    id
+        Show only the row with this id.
+    skip_broken
+        Leave out rows that cannot be read.
+    ignore_fields
+        Fields of the rows that count as absent: a,b.
+    fields
+        Which column is what: prompt=question,response=answer (system, input, messages, history, ability, id).
+    """
+    from deft.prompt.encode import encode_example
+    from deft.prompt.paint import paint
+    from deft.prompt.pieces import painted_pieces
+
+    found = read([file], skip_broken=skip_broken, ignore_fields=ignore_fields, fields=fields)
+    examples = [row for row in found if id in (None, row.id)]
+    if not examples:
+        raise UserError("no row has this id", got=id, where=str(file), fix="leave --id out to see rows and their ids")
+    tokenizer, chat_format = tokenizer_and_format(model)
+    screen = console()
+    for example in examples[:limit]:
+        sequence = encode_example(example, chat_format, max_length_tokens=sys.maxsize)
+        screen.print(
+            paint(example, sequence, painted_pieces(sequence, tokenizer), colour=screen.color_system is not None)
+        )
+
+
+@app.command
+def audit(
+    folder: Path,
+    *,
+    model: str = "smollm2-135m",
+    held_out: Path | None = None,
+    max_length_tokens: Annotated[int, AT_LEAST_1] = 2048,
+    skip_broken: bool = False,
+    ignore_fields: tuple[str, ...] = (),
+    fields: tuple[str, ...] = (),
+) -> None:
+    """Count rows and tokens per ability, and stop where training would be pointless or wrong.
+
+    Parameters
+    ----------
+    folder
+        A file or folder of instruction data.
+    model
+        The model whose tokenizer and chat format to use.
+    held_out
+        Data to test on later: rows of it that also occur in the training data are reported, and stop the audit.
+    max_length_tokens
+        The limit that training will use.
+    skip_broken
+        Leave out rows that cannot be read and list them.
+    ignore_fields
+        Fields of the rows that count as absent: a,b.
+    fields
+        Which column is what: prompt=question,response=answer (system, input, messages, history, ability, id).
+    """
+    from deft.data.audit import audit as audit_examples
+    from deft.data.audit import leaks, longer_than
+    from deft.data.show import audit_table, names_of_some
+    from deft.hub.find import find_folder
+    from deft.model.size import num_positions
+    from deft.prompt.encode import encode_example
+
+    reading: dict[str, Any] = {"skip_broken": skip_broken, "ignore_fields": ignore_fields, "fields": fields}
+    examples = read([folder], **reading)
+    _, chat_format = tokenizer_and_format(model)
+    screen = console()
+
+    def encode(row: "Example") -> "TokenSequence":
+        return encode_example(row, chat_format, max_length_tokens=max_length_tokens)
+
+    positions = num_positions(find_folder(model, weights=False))
+    if positions is not None and positions < max_length_tokens:  # training keeps within them as well
+        beyond = longer_than(examples, positions, encode=encode, max_length_tokens=max_length_tokens)
+        what = (
+            "[yellow]note:[/] the model has {positions:,} positions, and {number:,} of {rows:,} rows are longer: "
+            "training leaves out their oldest turns, or all of them ({places})"
+        )
+        if beyond:
+            places = names_of_some([one.source for one in beyond])
+            say(screen, what, positions=positions, number=len(beyond), rows=len(examples), places=places, fold=True)
+        max_length_tokens = positions
+    result = audit_examples(
+        examples,
+        encode=encode,
+        max_length_tokens=max_length_tokens,
+        end_of_turn_ids=chat_format.end_of_turn_ids,
+    )
+    screen.print(audit_table(result))
+    for warning in result.warnings:
+        say(screen, "[yellow]note:[/] {warning}", warning=warning, fold=True)
+    reasons = list(result.stop_reasons)
+    if held_out is not None and (shared := leaks(examples, read([held_out], **reading))):
+        reasons.append(f"{len(shared)} rows of {held_out} also occur in {folder}; the first: {shared[0].source}")
+    if reasons:
+        fix = f"correct these rows or take them out; to look at some: deft data show {shlex.quote(str(folder))}"
+        raise UserError(
+            "training on this would be pointless or wrong", got="; ".join(reasons), where=str(folder), fix=fix
+        )
+    say(screen, "[green]✓[/] nothing stands against training on this")

@@ -1,0 +1,214 @@
+"""`deft train --dry-run`: examples and settings in, the tables of an `Estimate` on the terminal; nothing is written."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from deft.errors import UserError
+from deft.estimate.estimate import Estimate, estimate
+from deft.estimate.memory import SHARDINGS, MemoryEstimate
+from deft.hub.files import ADAPTER_CONFIG
+from deft.hub.find import find_folder
+from deft.model.cost import ADAM_BYTES_PER_PARAMETER
+from deft.model.load import load_tokenizer
+from deft.prompt.detect import chat_format_to_train
+from deft.screen import say
+from deft.train.arguments import arguments_of
+from deft.train.config import TrainConfig
+from deft.train.kernel import in_fast_format
+from deft.train.run import encode, settled
+from deft.types import Example
+
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?", re.IGNORECASE)
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+NAMES = {"none": "one copy each", "zero1": "ZeRO-1", "zero2": "ZeRO-2", "zero3": "ZeRO-3", "fsdp2": "FSDP2"}
+COUNTED = ("fsdp", "fsdp_config", "deepspeed")
+"""Settings under `trainer` that say how devices share a model; offloading, which they may ask for, is not counted."""
+METHODS = {"full": "full", "lora": "LoRA, rsLoRA", "rslora": "rsLoRA", "dora": "DoRA", "qlora": "QLoRA (4-bit base)"}
+
+
+def dry_run(
+    config: TrainConfig,
+    train_examples: Sequence[Example],
+    valid_examples: Sequence[Example],
+    console: Console,
+    *,
+    num_devices: int = 1,
+    device_memory: str | None = None,
+) -> Estimate:
+    """Encode and pack the rows as `train` would, estimate the run and print the estimate.
+
+    Raises:
+        UserError: where `train` would refuse the settings or the rows, or if the size of a device cannot be read.
+    """
+    config = in_fast_format(config)
+    limit_bytes = parse_bytes(device_memory) if device_memory is not None else None
+    others = {name: value for name, value in config.trainer.items() if name != "deepspeed"}  # it need not be installed
+    arguments_of(dataclasses.replace(config, trainer=others), Path("unused"))
+    if not train_examples:
+        raise UserError("there are no rows to train on", fix="give --train FILE_OR_FOLDER")
+    folder, tokenizer = find_folder(config.model, weights=False), load_tokenizer(config.model)
+    if (folder / ADAPTER_CONFIG).is_file():
+        fix = "name its base model: what the adapter adds is small"
+        raise UserError("a dry run knows whole models only, and this is an adapter", got=str(folder), fix=fix)
+    config = settled(config, folder, console)
+    chat_format, num_added_tokens = chat_format_to_train(tokenizer, folder, config.chat_format)
+    rows = encode(train_examples, tokenizer, chat_format, config, split="training", console=console)
+    if valid_examples:
+        encode(valid_examples, tokenizer, chat_format, config, split="validation", console=console)
+    with console.status("tracing steps without numbers …"):
+        found = estimate(
+            config,
+            folder,
+            rows,
+            vocab_size=len(tokenizer),
+            train_embeddings=num_added_tokens > 0,
+            num_devices=num_devices,
+            device_memory_bytes=limit_bytes,
+        )
+    print_estimate(found, config, console)
+    return found
+
+
+def parse_bytes(text: str) -> int:
+    """Return a size such as `80GB` (10⁹ bytes each) or `80GiB` (2³⁰) in bytes.
+
+    Raises:
+        UserError: if it is no size, or nothing.
+    """
+    match = SIZE.fullmatch(text.strip())
+    size = int(float(match[1]) * UNITS[(match[2] or "").upper()]) if match else 0
+    if size <= 0:
+        raise UserError("this is no size of a memory", got=text, fix="write it like 80GB or 24GiB")
+    return size
+
+
+# --- what is printed ------------------------------------------------------------------------------------------------
+
+
+def print_estimate(found: Estimate, config: TrainConfig, console: Console) -> None:
+    """Print the work, the memory of the chosen settings, and how other settings compare."""
+    console.print(work_table(found))
+    console.print(parts_table(found))
+    console.print(settings_table(found))
+    if passed_over := [name for name in config.trainer if name not in COUNTED]:
+        say(console, "not counted: the settings under `trainer` ({names})", names=", ".join(passed_over), fold=True)
+    if found.device_memory_bytes is not None:
+        place = shown_bytes(found.device_memory_bytes)
+        if found.advice is None:
+            say(console, "[green]✓[/] it fits into {place}", place=place)
+        else:
+            say(console, "[red]✗[/] it does not fit into {place}: {advice}", place=place, advice=found.advice)
+
+
+def plain_table(title: str) -> Table:
+    """Return an empty table in the one style used here."""
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
+
+
+def work_table(found: Estimate) -> Table:
+    """Return the table of rows, tokens, packs, steps and time."""
+    work, speed = found.workload, found.speed
+    table = plain_table("the run")
+    table.add_column("what")
+    table.add_column("how much", justify="right")
+    table.add_row("rows", f"{work.num_rows:,}")
+    for reason, count in work.dropped:
+        table.add_row(f"dropped: {reason}", f"{count:,}")
+    if work.num_shortened:
+        table.add_row("shortened to fit", f"{work.num_shortened:,}")
+    table.add_row("tokens, each epoch", f"{work.num_tokens:,}")
+    table.add_row("supervised tokens", f"{work.num_supervised:,}")
+    table.add_row("packs, first epoch", f"{work.num_packs:,}")
+    table.add_row("largest pack, tokens", f"{work.largest_pack_tokens:,}")
+    table.add_row("padding, tokens", f"{work.num_padding_tokens:,}")
+    table.add_row("optimizer steps, each epoch", f"{work.steps_per_epoch:,}")
+    table.add_row("optimizer steps in all", f"{work.num_steps:,}")
+    table.add_row("time, about", shown_time(found.time_s))
+    rate = speed.matmul_flop_per_s / 1e9
+    table.caption = f"time: an estimate from this {speed.device}'s {rate:,.0f} GFLOP/s of matrix products"
+    return table
+
+
+def parts_table(found: Estimate) -> Table:
+    """Return what the memory of one device is for, at the fullest moment of a step."""
+    chosen, size = found.chosen, found.size
+    num_parts = 1 if chosen.sharding == "none" else chosen.num_devices
+    has_copy = chosen.optimizer_bytes * num_parts > ADAM_BYTES_PER_PARAMETER * size.num_trainable
+    table = plain_table(f"memory of one device: {way_of(chosen)}")
+    table.add_column("what")
+    table.add_column("bytes", justify="right")
+    table.add_column("of which", overflow="fold")
+    notes = {
+        "weights": f"{size.num_parameters:,} parameters",
+        "gathered": "what devices bring together or exchange",
+        "gradients": f"{size.num_trainable:,} trained; those there at this moment",
+        "optimizer": "AdamW's two moments" + (", and the weights in fp32" if has_copy else ""),
+        "activations": f"{shown_bytes(chosen.saved_per_layer_bytes)} kept by each of {size.num_layers} layers",
+        "attention": "outputs, row by row",
+        "head": f"{found.workload.largest_pack_supervised:,} supervised positions, a chunk at a time",
+        "weight_copies": "weights in the format products are computed in",
+        "working": "the rest of the backward pass",
+        "library": "libraries and their buffers",
+    }
+    for name, note in notes.items():
+        value = getattr(chosen, f"{name}_bytes")
+        if value or name in ("weights", "gradients", "activations"):
+            table.add_row(name.replace("_", " "), shown_bytes(value), note)
+    table.add_section()
+    table.add_row("at the fullest moment", f"[bold]{shown_bytes(chosen.total_bytes)}[/]")
+    return table
+
+
+def settings_table(found: Estimate) -> Table:
+    """Return the memory of other ways to train, a row each, a column for each way to share it among devices."""
+    shardings = [name for name in SHARDINGS if any(memory.sharding == name for memory in found.others)]
+    table = plain_table("memory of one device, other settings")
+    table.add_column("way to train", min_width=len("checkpointing"))
+    for name in shardings:
+        table.add_column(NAMES[name] if len(shardings) > 1 else "memory", justify="right", min_width=7)
+    ways = dict.fromkeys((memory.method, memory.gradient_checkpointing) for memory in found.others)
+    for method, checkpointing in ways:
+        alike = {m.sharding: m for m in found.others if (m.method, m.gradient_checkpointing) == (method, checkpointing)}
+        cells = [shown_fit(alike[name], found.device_memory_bytes) for name in shardings]
+        table.add_row(METHODS[method] + ", checkpointing" * checkpointing, *cells)
+    return table
+
+
+def shown_fit(memory: MemoryEstimate, limit_bytes: int | None) -> str:
+    """Return a setting's memory, marked where a limit was given."""
+    text = shown_bytes(memory.total_bytes)
+    if limit_bytes is None:
+        return text
+    return f"{text} [green]✓[/]" if memory.total_bytes <= limit_bytes else f"{text} [red]✗[/]"
+
+
+def way_of(memory: MemoryEstimate) -> str:
+    """Return a setting in words."""
+    words = [memory.method if memory.method == "full" else METHODS[memory.method].split(",")[0]]
+    words.append("with gradient checkpointing" if memory.gradient_checkpointing else "without gradient checkpointing")
+    if memory.num_devices > 1:
+        shared = f"one copy on each of {memory.num_devices} devices"
+        words.append(shared if memory.sharding == "none" else f"{NAMES[memory.sharding]}, {memory.num_devices} devices")
+    return ", ".join(words)
+
+
+def shown_bytes(count: int) -> str:
+    """Return bytes as people read them: `3.34 GB`, `120 MB`, `8 kB`."""
+    if count >= 10**11:
+        return f"{count / 10**9:,.0f} GB"
+    if count >= 10**9:
+        return f"{count / 10**9:,.2f} GB"
+    return f"{count / 10**6:,.0f} MB" if count >= 10**6 else f"{count / 1000:,.0f} kB"
+
+
+def shown_time(seconds: float) -> str:
+    """Return a time as people read it: `40 s`, `12 min`, `5.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

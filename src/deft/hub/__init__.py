@@ -1,0 +1,1 @@
+"""Where models come from: known names, folders, the hub and its cache, embedded models. No torch."""

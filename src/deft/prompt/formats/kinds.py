@@ -1,0 +1,85 @@
+"""The kinds of chat formats, in one table, and the interface that each of them has.
+
+In: a tokenizer and a kind. Out: a `ChatFormat`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from deft.registry import resolve
+from deft.types import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+FormatKind = Literal["auto", "template", "role_tokens", "baichuan_chat"]
+KINDS = {
+    "template": "deft.prompt.formats.template:TemplateFormat",
+    "role_tokens": "deft.prompt.formats.role_tokens:RoleTokenFormat",
+    "baichuan_chat": "deft.prompt.formats.baichuan_chat:BaichuanChatFormat",
+}
+"""Every kind, and its class: made from a tokenizer, or by `from_dict` from what its `to_dict` returned."""
+
+
+class ChatFormat(Protocol):
+    """How one model writes a conversation."""
+
+    @property
+    def kind(self) -> str:
+        """`template`, `role_tokens` or `baichuan_chat`."""
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """The tokens that end a generation."""
+
+    @property
+    def end_of_turn_ids(self) -> tuple[int, ...]:
+        """Those of them that a reply is trained to end with."""
+
+    @property
+    def trained_as(self) -> Mapping[int, int]:
+        """The labels of tokens that carry loss but stand in the place of another token; empty in most formats."""
+
+    @property
+    def has_system_role(self) -> bool:
+        """Whether a system message has its own turn; else it is put in front of the first user message."""
+
+    def render_prompt(self, messages: Sequence[Message]) -> str:
+        """Return the prompt as text; `messages` end with the user."""
+
+    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Return the ids up to where the assistant's next reply begins; `messages` end with the user."""
+
+    def encode_conversation(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
+        """Return the ids of a whole conversation, and which of them carry loss."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the format was made from, as JSON values."""
+
+
+def chat_format_for(
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    kind: FormatKind = "auto",
+    chat_template: str | None = None,
+    begins_with_bos: bool = False,
+) -> ChatFormat:
+    """Return the chat format of a tokenizer: its chat template (or `chat_template`) if there is one, else role tokens.
+
+    `begins_with_bos` is for role tokens; a template says for itself how a conversation begins.
+
+    Where a checkpoint's folder is at hand, `deft.prompt.detect.find_chat_format` knows more.
+
+    Raises:
+        UserError: if the template cannot be masked, or if the tokenizer has neither a template nor role tokens.
+    """
+    if kind == "auto":
+        kind = "template" if chat_template or tokenizer.chat_template else "role_tokens"
+    settings: dict[str, Any] = {}
+    if kind == "template":
+        settings["chat_template"] = chat_template
+    elif kind == "role_tokens":
+        settings["begins_with_bos"] = begins_with_bos
+    chat_format: ChatFormat = resolve(KINDS, kind, kind="chat format")(tokenizer, **settings)
+    return chat_format

@@ -1,0 +1,114 @@
+"""The house as its imports draw it: `python -m tests.imports` prints rooms, their sizes, and who imports whom."""
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[1] / "src/deft"
+
+
+def module_of(file: Path) -> str:
+    """Return the name of a file's module, without `deft.` in front; the package itself is `deft`."""
+    parts = file.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts) or "deft"
+
+
+def room_of(module: str) -> str:
+    """Return the room that a module lies in: a package, or a single file beside the packages."""
+    return module.split(".", maxsplit=1)[0]
+
+
+def modules() -> dict[str, Path]:
+    """Return every module of deft, and its file."""
+    return {module_of(file): file for file in sorted(SOURCE.rglob("*.py"))}
+
+
+def imported_names(file: Path, *, at_top: bool = False) -> Iterator[str]:
+    """Yield what a file imports of deft, without `deft.`; with `at_top` not what it imports in functions."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    nodes = ast.walk(tree) if not at_top else iter(tree.body)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        yield from (name.removeprefix("deft.") for name in names if name.startswith("deft."))
+
+
+def arrows() -> dict[str, set[str]]:
+    """Return for each module the modules that it imports."""
+    known = modules()
+    return {
+        module: {name for name in imported_names(file) if name in known and name != module}
+        for module, file in known.items()
+    }
+
+
+def room_arrows() -> dict[str, set[str]]:
+    """Return for each room the other rooms that it imports."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for module, targets in arrows().items():
+        found[room_of(module)] |= {room_of(target) for target in targets} - {room_of(module)}
+    return dict(found)
+
+
+def circles(graph: dict[str, set[str]]) -> list[tuple[str, ...]]:
+    """Return the groups of nodes that reach one another (Tarjan 1972), each sorted."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[tuple[str, ...]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for target in graph.get(node, ()):
+            if target not in index:
+                visit(target)
+                low[node] = min(low[node], low[target])
+            elif target in stack:
+                low[node] = min(low[node], index[target])
+        if low[node] == index[node]:
+            group = [stack.pop()]
+            while group[-1] != node:
+                group.append(stack.pop())
+            if len(group) > 1:
+                found.append(tuple(sorted(group)))
+
+    for node in graph:
+        if node not in index:
+            visit(node)
+    return found
+
+
+def num_lines(file: Path) -> int:
+    """Return the lines of a file."""
+    return len(file.read_text(encoding="utf-8").splitlines())
+
+
+def room_sizes() -> dict[str, int]:
+    """Return the lines of each room."""
+    found: dict[str, int] = defaultdict(int)
+    for module, file in modules().items():
+        found[room_of(module)] += num_lines(file)
+    return dict(found)
+
+
+def main() -> None:
+    """Print the house."""
+    sizes, graph = room_sizes(), room_arrows()
+    total = sum(sizes.values())
+    for room, lines in sorted(sizes.items(), key=lambda item: -item[1]):
+        print(f"{room:<12} {lines:>6,} {lines / total:>5.0%}  → {', '.join(sorted(graph.get(room, ()))) or '–'}")
+    longest = sorted(modules().values(), key=num_lines)[-3:]
+    print(f"{total:,} lines; the longest files: {', '.join(f'{module_of(f)} {num_lines(f)}' for f in longest)}")
+    print(f"circles between rooms: {circles(graph) or 'none'}")
+    print(f"circles between modules: {circles(arrows()) or 'none'}")
+
+
+if __name__ == "__main__":
+    main()
