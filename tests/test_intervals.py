@@ -7,14 +7,14 @@ import pytest
 
 from deft.errors import UserError
 from deft.intervals import paired_change, paired_changes, student_quantile, tail_probability
-from deft.losses import EvaluatedRow
+from deft.losses import RowLoss
 
 
-def row(id: str, nll: float, tokens: int, ability: str = "生物") -> EvaluatedRow:
-    return EvaluatedRow(id=id, ability=ability, nll=nll, num_supervised=tokens)
+def row(id: str, nll: float, tokens: int, ability: str = "生物") -> RowLoss:
+    return RowLoss(id=id, ability=ability, nll=nll, num_supervised=tokens)
 
 
-def rows_of(nll: np.ndarray, tokens: np.ndarray, ability: str = "历史") -> list[EvaluatedRow]:
+def rows_of(nll: np.ndarray, tokens: np.ndarray, ability: str = "历史") -> list[RowLoss]:
     return [
         row(f"{ability}{i:05}", float(n), int(t), ability) for i, (n, t) in enumerate(zip(nll, tokens, strict=True))
     ]
@@ -92,8 +92,8 @@ def test_overall_resamples_within_abilities() -> None:
     after = [row(r.id, r.nll / 2, 10, r.ability) for r in before]
     change = paired_change(before, after)
     assert (change.low, change.high) == pytest.approx((-0.75, -0.75))
-    mixed = [EvaluatedRow(id=r.id, ability="同", nll=r.nll, num_supervised=10) for r in before]
-    mixed_after = [EvaluatedRow(id=r.id, ability="同", nll=r.nll, num_supervised=10) for r in after]
+    mixed = [RowLoss(id=r.id, ability="同", nll=r.nll, num_supervised=10) for r in before]
+    mixed_after = [RowLoss(id=r.id, ability="同", nll=r.nll, num_supervised=10) for r in after]
     loose = paired_change(mixed, mixed_after)
     assert loose.high - loose.low > 0.1
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deft.errors import UserError
-from deft.losses import OVERALL, EvaluatedRow, by_ability
+from deft.losses import OVERALL, RowLoss, by_ability
 
 MAX_DRAWN_AT_ONCE = 4_000_000
 """Row counts held in memory at a time: resamples × rows, 32 MB."""
@@ -52,7 +52,7 @@ class Change:
 
 
 def paired_changes(
-    before: Sequence[EvaluatedRow], after: Sequence[EvaluatedRow], *, num_resamples: int = 2000, seed: int = 0
+    before: Sequence[RowLoss], after: Sequence[RowLoss], *, num_resamples: int = 2000, seed: int = 0
 ) -> dict[str, Change]:
     """Return the change of each ability by name, and at the end that of all rows as `all`.
 
@@ -69,8 +69,8 @@ def paired_changes(
 
 
 def paired_change(
-    before: Sequence[EvaluatedRow],
-    after: Sequence[EvaluatedRow],
+    before: Sequence[RowLoss],
+    after: Sequence[RowLoss],
     *,
     num_resamples: int = 2000,
     seed: int = 0,
@@ -119,7 +119,7 @@ def paired_change(
     )
 
 
-def check_same_rows(before: Sequence[EvaluatedRow], after: Sequence[EvaluatedRow]) -> None:
+def check_same_rows(before: Sequence[RowLoss], after: Sequence[RowLoss]) -> None:
     """Check that both sides hold the same rows once each, with the same tokens.
 
     Raises:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from deft.errors import UserError
 from deft.files import write_text
-from deft.types import TokenSequence
 
 OVERALL = "all"
 """The name under which the mean over all rows stands beside the abilities."""
@@ -16,11 +15,11 @@ NO_ABILITY = "other"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluatedRow:
-    """The loss of one held-out row: `nll` in nats, summed over its `num_supervised` tokens."""
+class RowLoss:
+    """The loss of one row: `nll` in nats, summed over its `num_supervised` tokens; `ability` None counts as `other`."""
 
     id: str
-    ability: str
+    ability: str | None
     nll: float
     num_supervised: int
 
@@ -35,63 +34,76 @@ class AbilityLoss:
     num_supervised: int
 
 
-def read_rows_kept(file: Path) -> list[EvaluatedRow]:
-    """Return the losses in a file up to the first line that is not whole; none if there is no file."""
-    if not file.exists():
-        return []
-    found = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(EvaluatedRow(**json.loads(line)))
-        except (ValueError, TypeError):
-            break
-    return found
+# --- means ----------------------------------------------------------------------------------------------------------
 
 
-def write_rows(file: Path, rows: Sequence[EvaluatedRow]) -> None:
-    """Write losses as JSON lines, the file whole or not at all."""
-    write_text(file, "".join(as_line(row) for row in rows))
+def mean_loss(rows: Sequence[RowLoss]) -> float:
+    """Return the mean NLL per supervised token over `rows` (at least one), in nats."""
+    return sum(row.nll for row in rows) / sum(row.num_supervised for row in rows)
 
 
-def as_line(row: EvaluatedRow) -> str:
-    """Return a row's loss as a line of JSON."""
-    return json.dumps(asdict(row), ensure_ascii=False) + "\n"
-
-
-def evaluated(row: TokenSequence, nll: float) -> EvaluatedRow:
-    """Return the loss of a row as it is recorded."""
-    return EvaluatedRow(id=row.id, ability=row.ability or NO_ABILITY, nll=nll, num_supervised=row.num_supervised)
-
-
-def losses_by_ability(rows: Iterable[EvaluatedRow]) -> dict[str, AbilityLoss]:
+def losses_by_ability(rows: Iterable[RowLoss]) -> dict[str, AbilityLoss]:
     """Return the mean loss of each ability by name, and at the end that of all rows as `all`.
 
     Raises:
         UserError: if there are no rows, or an ability is called `all`.
     """
     groups = by_ability(rows)
-    everything = [row for group in groups.values() for row in group]
-    return {name: mean_loss(name, group) for name, group in groups.items()} | {OVERALL: mean_loss(OVERALL, everything)}
+    groups |= {OVERALL: [row for group in groups.values() for row in group]}
+    return {
+        ability: AbilityLoss(
+            ability=ability,
+            loss=mean_loss(group),
+            num_rows=len(group),
+            num_supervised=sum(row.num_supervised for row in group),
+        )
+        for ability, group in groups.items()
+    }
 
 
-def by_ability(rows: Iterable[EvaluatedRow]) -> dict[str, list[EvaluatedRow]]:
+def by_ability(rows: Iterable[RowLoss]) -> dict[str, list[RowLoss]]:
     """Return the rows of each ability, abilities by name.
 
     Raises:
         UserError: if there are no rows, or an ability is called `all`.
     """
-    groups: dict[str, list[EvaluatedRow]] = {}
-    for row in rows:
-        groups.setdefault(row.ability, []).append(row)
+    groups = grouped(rows)
     if not groups:
         raise UserError("there are no rows to average a loss over", fix="give files with at least one usable row")
     if OVERALL in groups:
         raise UserError("an ability may not be called `all`: that is the mean over all abilities", fix="rename it")
+    return groups
+
+
+def grouped(rows: Iterable[RowLoss]) -> dict[str, list[RowLoss]]:
+    """Return the rows of each ability, abilities by name, whatever they are called."""
+    groups: dict[str, list[RowLoss]] = {}
+    for row in rows:
+        groups.setdefault(row.ability or NO_ABILITY, []).append(row)
     return dict(sorted(groups.items()))
 
 
-def mean_loss(ability: str, rows: Sequence[EvaluatedRow]) -> AbilityLoss:
-    """Return the mean NLL per supervised token over `rows` (at least one)."""
-    num_supervised = sum(row.num_supervised for row in rows)
-    nll = sum(row.nll for row in rows)
-    return AbilityLoss(ability=ability, loss=nll / num_supervised, num_rows=len(rows), num_supervised=num_supervised)
+# --- kept in a file -------------------------------------------------------------------------------------------------
+
+
+def read_rows_kept(file: Path) -> list[RowLoss]:
+    """Return the losses in a file of JSON lines up to the first that is not whole; none if there is no file."""
+    if not file.exists():
+        return []
+    found = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(RowLoss(**json.loads(line)))
+        except (ValueError, TypeError):
+            break
+    return found
+
+
+def write_rows(file: Path, rows: Sequence[RowLoss]) -> None:
+    """Write losses as JSON lines, the file whole or not at all."""
+    write_text(file, "".join(as_line(row) for row in rows))
+
+
+def as_line(row: RowLoss) -> str:
+    """Return a row's loss as a line of JSON."""
+    return json.dumps(asdict(row), ensure_ascii=False) + "\n"

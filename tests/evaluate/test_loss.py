@@ -6,7 +6,7 @@ import torch
 
 from deft.errors import UserError
 from deft.evaluate.loss import row_losses
-from deft.losses import EvaluatedRow, losses_by_ability
+from deft.losses import RowLoss, losses_by_ability
 from deft.testing.tiny import byte_tokenizer, tiny_model
 from deft.types import IGNORED_LABEL, TokenSequence
 
@@ -65,9 +65,9 @@ def test_progress_brings_every_row_once_and_the_mode_is_restored() -> None:
 
 def test_means_weigh_tokens() -> None:
     rows = [
-        EvaluatedRow(id="a", ability="数学", nll=6.0, num_supervised=2),
-        EvaluatedRow(id="b", ability="数学", nll=10.0, num_supervised=8),
-        EvaluatedRow(id="c", ability="code", nll=2.0, num_supervised=10),
+        RowLoss(id="a", ability="数学", nll=6.0, num_supervised=2),
+        RowLoss(id="b", ability="数学", nll=10.0, num_supervised=8),
+        RowLoss(id="c", ability="code", nll=2.0, num_supervised=10),
     ]
     losses = losses_by_ability(rows)
     assert list(losses) == ["code", "数学", "all"]
@@ -81,4 +81,4 @@ def test_nothing_to_average_and_a_taken_name_are_refused() -> None:
     with pytest.raises(UserError, match="no rows"):
         losses_by_ability([])
     with pytest.raises(UserError, match="`all`"):
-        losses_by_ability([EvaluatedRow(id="a", ability="all", nll=1.0, num_supervised=1)])
+        losses_by_ability([RowLoss(id="a", ability="all", nll=1.0, num_supervised=1)])

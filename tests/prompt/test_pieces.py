@@ -5,7 +5,7 @@ from transformers import LlamaTokenizer
 from deft.prompt.encode import encode_example
 from deft.prompt.formats.kinds import chat_format_for
 from deft.prompt.formats.role_tokens import add_role_tokens
-from deft.prompt.pieces import painted_pieces
+from deft.prompt.paint import painted_pieces
 from deft.types import IGNORED_LABEL, Example, TokenSequence
 
 ROW = Example.create(chat("饕餮是什么？", "一种🐉神兽。", "And in English?", "A beast."))

@@ -16,7 +16,7 @@ from rich.padding import Padding
 
 from deft.files import write_text
 from deft.intervals import Change, paired_changes
-from deft.losses import EvaluatedRow
+from deft.losses import RowLoss
 from deft.report.abilities import draw_abilities, dumbbells, in_order, nice_ticks
 from deft.report.drawing import plain_text
 from deft.report.losses import draw_losses, loss_figure
@@ -71,9 +71,9 @@ class Page(HTMLParser):
             self.cells[-1][-1] += data
 
 
-def rows(losses: dict[str, list[float]]) -> list[EvaluatedRow]:
+def rows(losses: dict[str, list[float]]) -> list[RowLoss]:
     return [
-        EvaluatedRow(id=f"{ability}{number}", ability=ability, nll=10 * loss, num_supervised=10)
+        RowLoss(id=f"{ability}{number}", ability=ability, nll=10 * loss, num_supervised=10)
         for ability, values in losses.items()
         for number, loss in enumerate(values)
     ]
@@ -321,7 +321,7 @@ def test_thousands_of_abilities_still_make_a_picture(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("loss", [0.0, 2.0, 1e-12, 1e6])
 def test_losses_that_are_all_equal_make_a_report(tmp_path: Path, loss: float) -> None:
-    rows = [EvaluatedRow(id=str(n), ability="数学", nll=4 * loss, num_supervised=4) for n in range(3)]
+    rows = [RowLoss(id=str(n), ability="数学", nll=4 * loss, num_supervised=4) for n in range(3)]
     same = paired_changes(rows, rows)
     steps = tuple((step, loss) for step in range(4))
     html = report_html(results(changes=same, training=steps, validation=steps), "zh")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from deft.errors import UserError
 from deft.model import likelihood
 from deft.model.likelihood import PackedRows
-from deft.model.memory_fault import is_out_of_memory
+from deft.model.memory import is_out_of_memory
 from deft.testing.tiny import save_tiny
 from deft.train import run
 from deft.train.config import TrainConfig

@@ -10,7 +10,7 @@ import pytest
 
 from deft.commands import app as cli
 from deft.intervals import paired_changes
-from deft.losses import EvaluatedRow
+from deft.losses import RowLoss
 from deft.report.texts import ENDING_TEXTS
 from deft.testing.tiny import save_tiny
 from deft.train.outcome import changes_of, evaluated_rows, losses_by_step
@@ -259,7 +259,7 @@ def test_rows_of_a_record_are_compared_once_each() -> None:
     found = [(row.ability, row.nll) for row in evaluated_rows(rows)]
     assert found == [("数学", 2.0), ("诗", 2.0), ("other", 2.0), ("all (ability)", 2.0)]
     assert len({row.id for row in evaluated_rows(rows)}) == 4
-    assert isinstance(evaluated_rows(rows)[0], EvaluatedRow)
+    assert isinstance(evaluated_rows(rows)[0], RowLoss)
 
 
 def test_both_languages_say_the_same_at_the_end() -> None:

@@ -101,8 +101,7 @@ def show(
         Which column is what: prompt=question,response=answer (system, input, messages, history, ability, id).
     """
     from deft.prompt.encode import encode_example
-    from deft.prompt.paint import paint
-    from deft.prompt.pieces import painted_pieces
+    from deft.prompt.paint import paint, painted_pieces
 
     found = read([file], skip_broken=skip_broken, ignore_fields=ignore_fields, fields=fields)
     examples = [row for row in found if id in (None, row.id)]

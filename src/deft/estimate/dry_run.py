@@ -126,7 +126,6 @@ def work_table(found: Estimate) -> Table:
     table.add_row("supervised tokens", f"{work.num_supervised:,}")
     table.add_row("packs, first epoch", f"{work.num_packs:,}")
     table.add_row("largest pack, tokens", f"{work.largest_pack_tokens:,}")
-    table.add_row("padding, tokens", f"{work.num_padding_tokens:,}")
     table.add_row("optimizer steps, each epoch", f"{work.steps_per_epoch:,}")
     table.add_row("optimizer steps in all", f"{work.num_steps:,}")
     table.add_row("time, about", shown_time(found.time_s))

@@ -25,6 +25,10 @@ COMPUTE_OVERHEAD = {"cpu": 1.5, "cuda": 2.0, "mps": 2.0}
 """Time of a step over that of its matrix products: 84 % of a profiled step on a CPU; an assumption on a GPU."""
 ADAM_BYTES_MOVED_PER_PARAMETER = 28
 """AdamW in fp32 reads weight, gradient and two moments, and writes all but the gradient."""
+MEASURED_TOKENS = 512
+"""Rows of the product whose rate is measured."""
+MEASURED_S = 0.5
+"""For how long each of the two rates is measured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +58,6 @@ class Workload:
     num_tokens: int
     num_supervised: int
     num_packs: int
-    num_padding_tokens: int
     steps_per_epoch: int
     num_steps: int
     longest_row_tokens: int
@@ -120,7 +123,6 @@ def workload(config: TrainConfig, rows: EncodeResult, *, num_devices: int = 1) -
         num_tokens=sum(len(row) for row in rows.sequences),
         num_supervised=sum(row.num_supervised for row in rows.sequences),
         num_packs=num_packs,
-        num_padding_tokens=0,  # rows are laid end to end
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
         longest_row_tokens=max(len(row) for row in rows.sequences),
@@ -160,31 +162,29 @@ def run_time_s(flop_an_epoch: float, size: ModelSize, work: Workload, speed: Mac
     return products_s * COMPUTE_OVERHEAD[speed.device] + work.num_steps * step_s
 
 
-def measure_speed(
-    hidden_size: int, dtype: torch.dtype, kernel: Kernel = "plain", *, num_tokens: int = 512, for_s: float = 0.5
-) -> MachineSpeed:
+def measure_speed(hidden_size: int, dtype: torch.dtype, kernel: Kernel) -> MachineSpeed:
     """Measure this machine for about a second, on a product of the model's shape; the median of many counts.
 
     So other work that the machine is busy with is in it. `kernel` is the one that the run will use.
     """
     device = choose_device(None)
-    left = torch.ones(num_tokens, hidden_size, dtype=dtype, device=device)
+    left = torch.ones(MEASURED_TOKENS, hidden_size, dtype=dtype, device=device)
     right = torch.ones(hidden_size, 3 * hidden_size, dtype=dtype, device=device)
     block = torch.ones(1 << 25, dtype=torch.float32, device=device)
     with products_by(kernel):
-        product_s = median_s(lambda: left @ right, device, for_s)
-    copy_s = median_s(lambda: block.add_(1.0), device, for_s)
+        product_s = median_s(lambda: left @ right, device)
+    copy_s = median_s(lambda: block.add_(1.0), device)
     return MachineSpeed(
         device=device.type,
-        matmul_flop_per_s=2.0 * num_tokens * hidden_size * 3 * hidden_size / product_s,
+        matmul_flop_per_s=2.0 * MEASURED_TOKENS * hidden_size * 3 * hidden_size / product_s,
         memory_bytes_per_s=2.0 * block.numel() * 4 / copy_s,
     )
 
 
-def median_s(work: Callable[[], object], device: torch.device, for_s: float) -> float:
-    """Return the median time that `work` takes, repeated for `for_s` seconds."""
+def median_s(work: Callable[[], object], device: torch.device) -> float:
+    """Return the median time that `work` takes, repeated for `MEASURED_S`."""
     taken: list[float] = []
-    ends_at = time.perf_counter() + for_s
+    ends_at = time.perf_counter() + MEASURED_S
     while time.perf_counter() < ends_at or not taken:
         began_at = time.perf_counter()
         work()

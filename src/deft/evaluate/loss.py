@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deft.losses import EvaluatedRow, as_line, evaluated, read_rows_kept, write_rows
+from deft.losses import NO_ABILITY, RowLoss, as_line, read_rows_kept, write_rows
 from deft.types import TokenSequence
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ def row_losses(
     sequences: Sequence[TokenSequence],
     *,
     pack_length_tokens: int,
-    on_progress: Callable[[list[EvaluatedRow]], None] | None = None,
-) -> list[EvaluatedRow]:
+    on_progress: Callable[[list[RowLoss]], None] | None = None,
+) -> list[RowLoss]:
     """Return the loss of every row, in the order given; rows run in packs of at most `pack_length_tokens`.
 
     A row's loss does not depend on the rows beside it. `on_progress` is called after each pack with that pack's rows:
@@ -41,7 +41,7 @@ def row_losses(
     from deft.prompt.pack import pack_rows
 
     check_rows(model, sequences)
-    found: dict[int, EvaluatedRow] = {}
+    found: dict[int, RowLoss] = {}
     kernel = choose_kernel(model, min(pack_length_tokens, sum(map(len, sequences)))).kernel
     with torch.no_grad(), rows_apart(model), evaluating(model), products_by(kernel):
         for pack in pack_rows([len(row) for row in sequences], pack_length_tokens):
@@ -60,8 +60,8 @@ def row_losses_kept(
     *,
     file: Path,
     pack_length_tokens: int,
-    on_progress: Callable[[list[EvaluatedRow]], None] | None = None,
-) -> list[EvaluatedRow]:
+    on_progress: Callable[[list[RowLoss]], None] | None = None,
+) -> list[RowLoss]:
     """Return what `row_losses` returns, and keep each pack in `file`; rows that are found there are not run again.
 
     The file is one of JSON lines, and belongs to one model and one way of encoding: that is the caller's to see to.
@@ -72,7 +72,7 @@ def row_losses_kept(
     missing = [row for row in sequences if row.id not in done]
     with file.open("a", encoding="utf-8") as stream:
 
-        def keep(pack: list[EvaluatedRow]) -> None:
+        def keep(pack: list[RowLoss]) -> None:
             stream.write("".join(as_line(row) for row in pack))
             stream.flush()
             if on_progress is not None:
@@ -81,3 +81,8 @@ def row_losses_kept(
         found = row_losses(model, missing, pack_length_tokens=pack_length_tokens, on_progress=keep)
     done |= {row.id: row for row in found}
     return [done[row.id] for row in sequences]
+
+
+def evaluated(row: TokenSequence, nll: float) -> RowLoss:
+    """Return the loss of a row as it is kept."""
+    return RowLoss(id=row.id, ability=row.ability or NO_ABILITY, nll=nll, num_supervised=row.num_supervised)

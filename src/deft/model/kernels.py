@@ -14,7 +14,7 @@ import torch
 from deft.errors import UserError
 from deft.model.attention import rows_apart
 from deft.model.likelihood import PackedRows, base_model, supervised_nll
-from deft.model.memory_fault import is_out_of_memory
+from deft.model.memory import is_out_of_memory
 from deft.model.selftest import TOLERANCE_NATS, few_short_rows
 from deft.types import TokenSequence
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from deft.errors import UserError
 from deft.model.attention import rows_apart
 from deft.model.likelihood import PackedRows, base_model, supervised_nll
-from deft.model.memory_fault import is_out_of_memory
+from deft.model.memory import is_out_of_memory
 from deft.types import IGNORED_LABEL, TokenSequence
 
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")

@@ -188,15 +188,6 @@ def guard_for(tokenizer: "PreTrainedTokenizerBase") -> Guard:
     return _guard_of_size(tokenizer, len(tokenizer))
 
 
-def encode_guarded(tokenizer: "PreTrainedTokenizerBase", text: str, contents: Sequence[Content]) -> GuardedText:
-    """Return the ids of a rendered text in which `contents` were typed and the rest is the template's.
-
-    Raises:
-        NotTrainable: `control_token_in_text`.
-    """
-    return guard_for(tokenizer).encode(text, contents)
-
-
 def plain_ids(tokenizer: "PreTrainedTokenizerBase", text: str, *, is_reply: bool = False) -> list[int]:
     """Return the ids of a typed text without bos or eos; no control token is among them (a reply may `<think>`).
 

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from deft.errors import UserError
 from deft.evaluate.loss import row_losses_kept
 from deft.files import read_object, write_json
-from deft.losses import EvaluatedRow, read_rows_kept
+from deft.losses import RowLoss, read_rows_kept
 from deft.quickstart.existing import find_run, newest_unfinished
 from deft.quickstart.plan import CHINESE_MODEL, TUNED, Plan, knows_language
 from deft.quickstart.rows import Rows
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class Before:
     """What is known when the training starts: the model's losses and replies, and what identifies the run."""
 
-    rows: Sequence[EvaluatedRow]
+    rows: Sequence[RowLoss]
     replies: Sequence[str]
     identity: Mapping[str, Any]
 
@@ -138,7 +138,7 @@ def losses(
     *,
     file: Path,
     tell: Teller,
-) -> list[EvaluatedRow]:
+) -> list[RowLoss]:
     """Return the losses of examples; each pack is kept in `file` at once, and what is there is not computed again."""
     from deft.prompt.encode import encode_examples
 

@@ -8,7 +8,7 @@ import torch
 
 from deft.errors import UserError
 from deft.model.likelihood import PackedRows
-from deft.model.memory_fault import is_out_of_memory
+from deft.model.memory import is_out_of_memory
 
 
 def shorter_capacity(pack: PackedRows, *, alone: bool) -> int:

@@ -16,7 +16,7 @@ from rich.padding import Padding
 from deft.files import read_object
 from deft.fingerprint import versions
 from deft.intervals import Change, paired_changes
-from deft.losses import NO_ABILITY, OVERALL, EvaluatedRow
+from deft.losses import NO_ABILITY, OVERALL, RowLoss
 from deft.report.abilities import draw_abilities
 from deft.report.page import was_chosen, write_report
 from deft.report.results import ReplyPair, Results
@@ -88,7 +88,7 @@ def changes_of(folder: Path) -> dict[str, Change]:
     return changes if len(changes) > 2 else {OVERALL: changes[OVERALL]}
 
 
-def losses_by_step(folder: Path) -> dict[int, list[EvaluatedRow]]:
+def losses_by_step(folder: Path) -> dict[int, list[RowLoss]]:
     """Return the losses of the validation rows by the optimizer step after which they were measured, 0 for before.
 
     Each conversation counts once, however often it occurs among the rows.
@@ -105,16 +105,14 @@ def losses_by_step(folder: Path) -> dict[int, list[EvaluatedRow]]:
     return {step: evaluated_rows(rows) for step, rows in measured.items()}
 
 
-def evaluated_rows(rows: Sequence[Mapping[str, Any]]) -> list[EvaluatedRow]:
+def evaluated_rows(rows: Sequence[Mapping[str, Any]]) -> list[RowLoss]:
     """Return rows of a run's record as they are compared; an ability may not go by the name of all rows together."""
-    found: dict[tuple[str, str], EvaluatedRow] = {}
+    found: dict[tuple[str, str], RowLoss] = {}
     for row in rows:
         ability = row["ability"] or NO_ABILITY
         ability = f"{OVERALL} (ability)" if ability == OVERALL else ability
         key = f"{row['id']} {ability}"
-        found[key, ability] = EvaluatedRow(
-            id=key, ability=ability, nll=row["nll"], num_supervised=row["num_supervised"]
-        )
+        found[key, ability] = RowLoss(id=key, ability=ability, nll=row["nll"], num_supervised=row["num_supervised"])
     return list(found.values())
 
 

@@ -17,10 +17,9 @@ from deft.errors import UserError
 from deft.hub.files import ADAPTER_CONFIG
 from deft.model.adapters import add_lora
 from deft.model.device import choose_device, choose_dtype
-from deft.model.host_memory import keep_freed_memory
 from deft.model.kernels import use_liger
 from deft.model.load import LoadedModel, load_model
-from deft.model.memory_fault import is_out_of_memory
+from deft.model.memory import is_out_of_memory, keep_freed_memory
 from deft.model.selftest import check_packing
 from deft.model.speed import checkpoint_activations, compile_layers
 from deft.model.vocabulary import check_rows

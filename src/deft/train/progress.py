@@ -36,7 +36,6 @@ class Progress:
         self.asked_at = 0.0
         self.num_tokens = 0
         self.num_supervised = 0
-        self.num_padding = 0
         self.computing_s = 0.0
         self.loss = float("nan")
         self.bar: Bar | None = None
@@ -101,7 +100,6 @@ class Progress:
         self.step_began_at = now
         self.num_tokens += pack.num_tokens
         self.num_supervised += pack.num_supervised
-        self.num_padding += pack.input_ids.numel() - sum(pack.row_lengths)
         if self.utilisation is not None:
             self.flop += self.utilisation.flop(pack)
 
@@ -135,7 +133,7 @@ class Progress:
             )
 
     def speeds(self) -> dict[str, float]:
-        """Return what this process does per second of training time, and the share of padding among its tokens.
+        """Return what this process does per second of training time.
 
         Tokens, all and supervised; and the model's operations over the machine's limit (MFU), once it is measured.
         """
@@ -143,7 +141,6 @@ class Progress:
         found = {
             "tokens_per_s": round(self.num_tokens / seconds, 1),
             "supervised_tokens_per_s": round(self.num_supervised / seconds, 1),
-            "padding_ratio": self.num_padding / max(self.num_tokens, 1),
         }
         if self.utilisation is not None:
             found["mfu_ratio"] = round(self.flop / seconds / self.utilisation.limit_flop_per_s, 3)

@@ -1,13 +1,13 @@
 """What a run leaves behind to read: `metrics.jsonl`, one line per logged step, and `rows.parquet`, every row's loss."""
 
 import json
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from deft.errors import UserError
 from deft.files import read_regular, write_text, written_whole
+from deft.losses import RowLoss
 from deft.train.checkpoint import checkpoint_step
 
 SUMMARY_KEYS = {"train_runtime"}
@@ -15,8 +15,8 @@ SUMMARY_KEYS = {"train_runtime"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RowLoss:
-    """The loss of one row in one epoch: `nll` in nats, summed over its `num_supervised` tokens.
+class RecordedRow(RowLoss):
+    """The loss of one row in one epoch.
 
     `row` is its place among the rows of its split, counted from 0, which tells rows of equal content apart; `step` is
     the optimizer step in which it was met, for a validation the steps before it. The epoch of a validation is the one
@@ -24,12 +24,8 @@ class RowLoss:
     update.
     """
 
-    id: str
     split: str
     epoch: int
-    ability: str | None
-    nll: float
-    num_supervised: int
     step: int
     row: int
 
@@ -39,7 +35,7 @@ class RunRecord:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.rows: list[RowLoss] = []
+        self.rows: list[RecordedRow] = []
 
     def log(self, values: dict[str, Any]) -> None:
         """Append one line to `metrics.jsonl`."""
@@ -56,10 +52,6 @@ class RunRecord:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        columns: dict[str, list[Any]] = {name: [] for name in RowLoss.__dataclass_fields__}
-        for row in self.rows:
-            for name, value in asdict(row).items():
-                columns[name].append(value)
         schema = pa.schema(
             [
                 ("id", pa.string()),
@@ -73,7 +65,7 @@ class RunRecord:
             ]
         )
         with written_whole(folder / "rows.parquet") as temporary:
-            pq.write_table(pa.table(columns, schema=schema), temporary)
+            pq.write_table(pa.Table.from_pylist([asdict(row) for row in self.rows], schema=schema), temporary)
 
     def resume(self, checkpoint: Path | None) -> None:
         """Go on from the record as `checkpoint` holds it (None: as at the start): what came later is forgotten.
@@ -91,7 +83,7 @@ class RunRecord:
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
 
-def read_rows(folder: Path) -> list[RowLoss]:
+def read_rows(folder: Path) -> list[RecordedRow]:
     """Return the row losses in a folder's `rows.parquet`; one of an earlier version has no steps and places: -1.
 
     Raises:
@@ -102,7 +94,7 @@ def read_rows(folder: Path) -> list[RowLoss]:
 
     file = folder / "rows.parquet"
     try:
-        return [RowLoss(**({"step": -1, "row": -1} | row)) for row in pq.read_table(file).to_pylist()]
+        return [RecordedRow(**({"step": -1, "row": -1} | row)) for row in pq.read_table(file).to_pylist()]
     except (OSError, pa.ArrowException, TypeError) as error:
         fix = "go on from an older checkpoint (rename this one), or start without --resume-training"
         raise UserError(
@@ -126,18 +118,3 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
             break
         found.append(values)
     return found
-
-
-def loss_by_ability(rows: Iterable[RowLoss]) -> dict[str, float]:
-    """Return the mean NLL per supervised token of each ability, in nats; rows without one count as `other`."""
-    sums: dict[str, list[float]] = {}
-    for row in rows:
-        total = sums.setdefault(row.ability or "other", [0.0, 0.0])
-        total[0] += row.nll
-        total[1] += row.num_supervised
-    return {ability: nll / count for ability, (nll, count) in sorted(sums.items())}
-
-
-def mean_loss(rows: Sequence[RowLoss]) -> float:
-    """Return the mean NLL per supervised token over all rows, in nats."""
-    return sum(row.nll for row in rows) / sum(row.num_supervised for row in rows)

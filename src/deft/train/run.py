@@ -20,6 +20,7 @@ from deft.hub.find import find_folder
 from deft.hub.known import format_parameters
 from deft.hub.manifest import check_manifest
 from deft.hub.quiet import quiet_transformers
+from deft.losses import mean_loss
 from deft.model.likelihood import takes_packs
 from deft.model.load import LoadedModel, load_tokenizer
 from deft.model.matmul import Kernel
@@ -29,8 +30,7 @@ from deft.prompt.cache import encode_once
 from deft.prompt.detect import chat_format_to_train
 from deft.prompt.encode import EncodeResult
 from deft.prompt.formats.kinds import ChatFormat
-from deft.prompt.paint import paint
-from deft.prompt.pieces import painted_pieces
+from deft.prompt.paint import paint, painted_pieces
 from deft.report.losses import draw_losses
 from deft.screen import say
 from deft.train.arguments import arguments_of
@@ -44,7 +44,7 @@ from deft.train.prepare import check_whole, load_to_train, prepare_device
 from deft.train.processes import agreed, joined
 from deft.train.progress import Progress
 from deft.train.rates import with_rates
-from deft.train.record import RunRecord, mean_loss, read_metrics
+from deft.train.record import RunRecord, read_metrics
 from deft.train.runfolder import (
     Resumption,
     choose_checkpoint,

@@ -17,7 +17,7 @@ from deft.errors import UserError
 from deft.files import remove, sync, sync_folder, write_json
 from deft.hub.files import first_line
 from deft.hub.manifest import write_manifest
-from deft.model.memory_fault import is_out_of_memory
+from deft.model.memory import is_out_of_memory
 from deft.model.stops import name_stops
 from deft.prompt.formats.kinds import ChatFormat
 from deft.prompt.store import save_chat_format

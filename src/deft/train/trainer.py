@@ -22,9 +22,10 @@ from transformers import (
     TrainingArguments,
 )
 
+from deft.losses import grouped, mean_loss
 from deft.model.likelihood import PackedRows, SupervisedNLL
 from deft.model.matmul import Kernel, products_by
-from deft.model.memory_fault import is_out_of_memory
+from deft.model.memory import is_out_of_memory
 from deft.prompt.formats.kinds import ChatFormat
 from deft.screen import say
 from deft.train.divergence import DivergenceWatch
@@ -32,7 +33,7 @@ from deft.train.order import Batch, BatchLoader, Position, RowOrder, Share
 from deft.train.out_of_memory import free_memory, shorter_capacity
 from deft.train.processes import any_of_them
 from deft.train.progress import Progress
-from deft.train.record import RowLoss, RunRecord, loss_by_ability, mean_loss
+from deft.train.record import RecordedRow, RunRecord
 from deft.train.saving import CheckpointingTrainer
 from deft.train.schedule import Schedule
 from deft.train.sharding import keep_losses_exact, shard_on_cpu
@@ -86,7 +87,7 @@ class SupervisedTrainer(CheckpointingTrainer):
         self.began_at = self.position = position or Position()
         embeddings: Any = model.get_input_embeddings()
         self.watch = DivergenceWatch(embeddings.weight.shape[0])
-        self.met_rows: list[RowLoss] = []
+        self.met_rows: list[RecordedRow] = []
         self.step_batches: list[Batch] = []
         self.pack_now: PackedRows
 
@@ -182,7 +183,7 @@ class SupervisedTrainer(CheckpointingTrainer):
 
     def run_batch(
         self, model: Any, batch: Batch, num_supervised: Any
-    ) -> tuple[torch.Tensor, list[RowLoss], list[PackedRows]]:
+    ) -> tuple[torch.Tensor, list[RecordedRow], list[PackedRows]]:
         """Add the gradient of a batch; return its part of the step's loss, its rows' losses, and its packs.
 
         Gradients are averaged over the processes afterwards, so each loss is multiplied by their number: what comes
@@ -190,7 +191,7 @@ class SupervisedTrainer(CheckpointingTrainer):
         """
         scale = self.share.world_size / num_supervised
         part = torch.zeros((), device=self.args.device)
-        rows: list[RowLoss] = []
+        rows: list[RecordedRow] = []
         packs: list[PackedRows] = []
         syncs_at_last = self.accelerator.gradient_state.sync_gradients
         passes = batch.passes(self.pack_capacity_tokens)
@@ -287,14 +288,14 @@ class SupervisedTrainer(CheckpointingTrainer):
         rows = gather_object(mine)
         self.record.rows += rows
         metrics = {"eval_loss": mean_loss(rows)}
-        metrics |= {f"eval_loss_{ability}": loss for ability, loss in loss_by_ability(rows).items()}
+        metrics |= {f"eval_loss_{ability}": mean_loss(group) for ability, group in grouped(rows).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def valid_losses(self) -> list[RowLoss]:
+    def valid_losses(self) -> list[RecordedRow]:
         """Return the losses of this process's share of the validation rows."""
-        mine: list[RowLoss] = []
+        mine: list[RecordedRow] = []
         epoch = math.ceil(round(self.state.epoch or 0, 9))
         self.model_wrapped.eval()
         with torch.no_grad(), products_by(self.kernel), self.compute_loss_context_manager():
@@ -361,11 +362,11 @@ def ends_epoch(state: TrainerState) -> bool:
     return float(state.epoch or 0).is_integer()
 
 
-def row_losses(pack: PackedRows, sums: Sequence[float], *, split: str, epoch: int, step: int) -> list[RowLoss]:
+def row_losses(pack: PackedRows, sums: Sequence[float], *, split: str, epoch: int, step: int) -> list[RecordedRow]:
     """Return the losses of a pack's rows; `sums` are their NLL in nats."""
     counts = torch.bincount(pack.row_of, minlength=len(pack.rows)).tolist()
     return [
-        RowLoss(
+        RecordedRow(
             id=row.id,
             split=split,
             epoch=epoch,

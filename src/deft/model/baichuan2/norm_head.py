@@ -35,7 +35,7 @@ class DirectionHead(nn.Linear):
         longer than all the rest of the head.
         """
         logits = super().forward(hidden)
-        return (logits / row_lengths(self.weight).squeeze(-1)).to(logits.dtype)
+        return (logits / row_norms(self.weight).squeeze(-1)).to(logits.dtype)
 
     def effective_weight(self) -> torch.Tensor:
         """Return the weight whose product with the hidden states is the logits, `[vocab, hidden]`, differentiable."""
@@ -52,7 +52,7 @@ class Directions(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: torch.Tensor) -> torch.Tensor:
         """Return the directions in the format of `weight`."""
-        lengths = row_lengths(weight)
+        lengths = row_norms(weight)
         directions = torch.empty_like(weight)
         for start in range(0, len(weight), CHUNK_ROWS):
             here = slice(start, start + CHUNK_ROWS)
@@ -74,7 +74,7 @@ class Directions(torch.autograd.Function):
         return grad_weight
 
 
-def row_lengths(weight: torch.Tensor) -> torch.Tensor:
+def row_norms(weight: torch.Tensor) -> torch.Tensor:
     """Return the L2 length of each row, `[rows, 1]`, in fp32 at least."""
     kind = torch.promote_types(weight.dtype, torch.float32)
     return torch.linalg.vector_norm(weight, dim=-1, keepdim=True, dtype=kind).clamp_min(SMALLEST_LENGTH)
