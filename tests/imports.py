@@ -1,8 +1,10 @@
 """The house as its imports draw it: `python -m tests.imports` prints rooms, their sizes, and who imports whom."""
 
 import ast
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src/deft"
@@ -24,19 +26,72 @@ def modules() -> dict[str, Path]:
     return {module_of(file): file for file in sorted(SOURCE.rglob("*.py"))}
 
 
-def imported_names(file: Path, *, at_top: bool = False) -> Iterator[str]:
-    """Yield what a file imports of deft, without `deft.`; with `at_top` not what it imports in functions."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    nodes = ast.walk(tree) if not at_top else iter(tree.body)
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: relative import"
-            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
-        else:
+def imported_names(file: Path) -> Iterator[str]:
+    """Yield what a file imports of deft, anywhere in it, without `deft.`: modules, and names in them."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        assert not isinstance(node, ast.ImportFrom) or node.level == 0, f"{file}: relative import"
+        yield from (name.removeprefix("deft.") for name in names_in(node) if name.startswith("deft."))
+
+
+def names_in(node: ast.AST) -> list[str]:
+    """Return the dotted names that a statement imports; of `from a import b` both `a` and `a.b`."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return []
+
+
+def statements_at_import(tree: ast.Module) -> Iterator[ast.stmt]:
+    """Yield the statements that run when a module is imported: those of functions and of TYPE_CHECKING do not."""
+    left: list[ast.stmt] = list(tree.body)
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.FunctionDef):
             continue
-        yield from (name.removeprefix("deft.") for name in names if name.startswith("deft."))
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            left += node.orelse
+            continue
+        yield node
+        for field in ("body", "orelse", "finalbody"):
+            left += getattr(node, field, [])
+        left += [inner for handler in getattr(node, "handlers", []) for inner in handler.body]
+
+
+@cache
+def packages_loaded(module: str) -> frozenset[str]:
+    """Return the packages of others that importing a module of deft loads, through all that it imports."""
+    known, found, seen, left = modules(), set(), set(), [module]
+    while left:
+        one = left.pop()
+        if one in seen:
+            continue
+        seen.add(one)
+        tree = ast.parse(known[one].read_text(encoding="utf-8"))
+        for name in (name for node in statements_at_import(tree) for name in names_in(node)):
+            package = name.split(".")[0]
+            if package == "deft":
+                left += [name.removeprefix("deft.")] if name.removeprefix("deft.") in known else []
+            elif package not in sys.stdlib_module_names:
+                found.add(package)
+    return frozenset(found)
+
+
+def late_imports() -> Iterator[tuple[str, str, frozenset[str]]]:
+    """Yield each import inside a function: the module it stands in, its name, and the packages it keeps away."""
+    known = modules()
+    for module, file in known.items():
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+            for node in ast.walk(function):
+                name = (names_in(node) or [""])[0]
+                own = [each.removeprefix("deft.") for each in names_in(node) if each.startswith("deft.")]
+                if own:
+                    loaded = frozenset().union(*(packages_loaded(each) for each in own if each in known))
+                else:
+                    loaded = frozenset({name.split(".")[0]} - sys.stdlib_module_names) if name else frozenset()
+                if name:
+                    yield module, name, loaded - packages_loaded(module)
 
 
 def arrows() -> dict[str, set[str]]:

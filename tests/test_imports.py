@@ -5,7 +5,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.imports import SOURCE, arrows, circles, imported_names, module_of, modules, num_lines, room_of, room_sizes
+from tests.imports import (
+    SOURCE,
+    arrows,
+    circles,
+    imported_names,
+    late_imports,
+    module_of,
+    modules,
+    num_lines,
+    room_of,
+    room_sizes,
+)
 
 FOUNDATION = {"errors", "files", "fingerprint", "intervals", "locks", "losses", "registry", "screen", "types"}
 """What every room may import."""
@@ -38,6 +49,13 @@ ALLOWED: dict[str, set[str]] = {
 OUTSIDE = {"commands", "deft", "__main__"}
 """The ways in: they know every room, and no room knows them."""
 NO_TORCH = [*sorted(FOUNDATION), "ancestor", "commands", "data", "hub", "prompt", "report"]
+LATE_ANYWAY = {
+    "gradio.networking": "only a public link needs it",
+    "gradio.tunneling": "only a public link needs it",
+    "readline": "not on every system",
+    "resource": "not on every system",
+}
+"""What is imported inside functions though it keeps nothing away, and why."""
 LARGEST_SHARE = 0.20
 MOST_LINES = 400
 
@@ -62,6 +80,14 @@ def test_rooms_and_files_stay_small() -> None:
     assert {room: lines for room, lines in sizes.items() if lines > LARGEST_SHARE * total} == {}
     lengths = {module: num_lines(file) for module, file in modules().items()}
     assert {module: lines for module, lines in lengths.items() if lines > MOST_LINES} == {}
+
+
+def test_imports_inside_functions_keep_something_heavy_away() -> None:
+    """Anything else belongs at the top, where a reader looks for it."""
+    needless = {
+        f"{module}: {name}" for module, name, kept_away in late_imports() if not kept_away and name not in LATE_ANYWAY
+    }
+    assert needless == set()
 
 
 def test_the_rules_can_fail(tmp_path: Path) -> None:

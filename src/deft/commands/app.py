@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cyclopts import App, ArgumentCollection, Parameter
+from cyclopts import App, ArgumentCollection, CycloptsPanel, Parameter
 from cyclopts.config import Dict
 from cyclopts.exceptions import CycloptsError
 
@@ -61,8 +61,6 @@ def fill_from_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCol
 
 def shown_error(error: CycloptsError) -> Any:
     """Return a wrong flag or value as cyclopts shows it; those of a recipe come from a file, and so from others."""
-    from cyclopts import CycloptsPanel
-
     return CycloptsPanel(visible(str(error), keep="\n"))
 
 

@@ -10,6 +10,7 @@ from cyclopts.validators import Number
 
 from deft.commands.rows import read, tokenizer_and_format
 from deft.errors import UserError
+from deft.model.size import num_positions
 from deft.screen import console, say
 
 if TYPE_CHECKING:
@@ -150,7 +151,6 @@ def audit(
     from deft.data.audit import leaks, longer_than
     from deft.data.show import audit_table, names_of_some
     from deft.hub.find import find_folder
-    from deft.model.size import num_positions
     from deft.prompt.encode import encode_example
 
     reading: dict[str, Any] = {"skip_broken": skip_broken, "ignore_fields": ignore_fields, "fields": fields}

@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from deft.hub.cache import is_present
 from deft.hub.known import KNOWN_MODELS, format_parameters
+from deft.hub.pull import pull as pull_model
 from deft.screen import console, say
 
 if TYPE_CHECKING:
@@ -60,8 +61,6 @@ def pull(
     accept_license
         Accept the terms of use of the model, where it has some; asked once.
     """
-    from deft.hub.pull import pull as pull_model
-
     screen = console()
     folder = pull_model(
         model,

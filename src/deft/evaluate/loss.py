@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deft.losses import NO_ABILITY, RowLoss, as_line, read_rows_kept, write_rows
+from deft.model.vocabulary import check_rows
+from deft.prompt.pack import pack_rows
 from deft.types import TokenSequence
 
 if TYPE_CHECKING:
@@ -37,8 +39,6 @@ def row_losses(
     from deft.model.generate import evaluating
     from deft.model.likelihood import PackedRows, supervised_nll
     from deft.model.matmul import choose_kernel, products_by
-    from deft.model.vocabulary import check_rows
-    from deft.prompt.pack import pack_rows
 
     check_rows(model, sequences)
     found: dict[int, RowLoss] = {}

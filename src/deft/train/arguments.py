@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from deft.errors import UserError, did_you_mean
 from deft.train.config import TrainConfig
@@ -125,8 +126,6 @@ def check_trackers(named: Any) -> None:
     Raises:
         UserError: naming the first that is not.
     """
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-
     for name in [named] if isinstance(named, str) else named or ():
         if name in ("all", "none", "kubeflow"):  # kubeflow needs no package
             continue

@@ -9,6 +9,8 @@ punctuation, and `<reserved_N>` (id N + 89); `<reserved_N>`, `<SEP>` and `<CLS>`
 from pathlib import Path
 from typing import Any, ClassVar
 
+from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES
+
 from deft.model.tokenizers.sentencepiece import SentencePieceTokenizer
 
 
@@ -33,6 +35,4 @@ def register_tokenizer() -> None:
     The class is registered by its name only. Registered with a config class as well (`AutoTokenizer.register`), it
     would give way to a checkpoint's own code under `trust_remote_code=True`; by name alone it comes first.
     """
-    from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES
-
     REGISTERED_TOKENIZER_CLASSES[Baichuan2Tokenizer.saved_class] = Baichuan2Tokenizer
