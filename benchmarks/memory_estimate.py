@@ -33,8 +33,8 @@ from deft.model.load import load_tokenizer
 from deft.model.matmul import multiplies_in_bfloat16
 from deft.prompt.detect import chat_format_to_train
 from deft.testing.tiny import save_tiny
-from deft.train.config import TrainConfig
-from deft.train.run import encode, train
+from deft.training.config import TrainConfig
+from deft.training.run import encode, train
 from deft.types import Example, Message
 
 QUIET = Console(quiet=True)

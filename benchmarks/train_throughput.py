@@ -41,7 +41,7 @@ from deft.hub.find import find_folder
 from deft.model.load import load_tokenizer
 from deft.prompt.detect import chat_format_to_train
 from deft.prompt.encode import EncodeResult, encode_examples
-from deft.train.order import RowOrder
+from deft.training.order import RowOrder
 from deft.types import Example
 
 CONTENDERS = {

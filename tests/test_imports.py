@@ -37,13 +37,13 @@ ALLOWED: dict[str, set[str]] = {
     "report": FOUNDATION,
     "model": FOUNDATION | {"hub", "prompt"},
     "publish": FOUNDATION | {"hub", "prompt", "model"},
-    "train": FOUNDATION | {"hub", "prompt", "model", "report"},
-    "evaluate": FOUNDATION | {"hub", "prompt", "model"},
+    "training": FOUNDATION | {"hub", "prompt", "model", "report"},
+    "evaluation": FOUNDATION | {"hub", "prompt", "model"},
     "serve": FOUNDATION | {"hub", "prompt", "model"},
-    "estimate": FOUNDATION | {"hub", "prompt", "model", "train"},
-    "ancestor": FOUNDATION | {"data", "train"},
+    "estimate": FOUNDATION | {"hub", "prompt", "model", "training"},
+    "ancestor": FOUNDATION | {"data", "training"},
     "testing": FOUNDATION | {"hub", "prompt", "model"},
-    "quickstart": FOUNDATION | {"data", "evaluate", "hub", "model", "prompt", "report", "train"},
+    "quickstart": FOUNDATION | {"data", "evaluation", "hub", "model", "prompt", "report", "training"},
 }
 """What each room may import of deft, beside itself."""
 OUTSIDE = {"commands", "deft", "__main__"}
@@ -92,8 +92,8 @@ def test_imports_inside_functions_keep_something_heavy_away() -> None:
 
 def test_the_rules_can_fail(tmp_path: Path) -> None:
     file = tmp_path / "x.py"
-    file.write_text("def f():\n    from deft.train.run import train\n")
-    assert {room_of(name) for name in imported_names(file)} == {"train"}
+    file.write_text("def f():\n    from deft.training.run import train\n")
+    assert {room_of(name) for name in imported_names(file)} == {"training"}
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [("a", "b", "c")]
 
 

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from deft.commands import app as cli
 from deft.testing.tiny import save_tiny
-from deft.train.checkpoint import checkpoints
-from deft.train.record import read_metrics
+from deft.training.checkpoint import checkpoints
+from deft.training.record import read_metrics
 
 PATIENCE_S = 120.0
 """How long a subprocess may take on a busy machine before a test gives up."""
@@ -264,7 +264,7 @@ def test_control_c_twice_stops_at_once(tiny: Path, place: Path) -> None:
 DIES_WHILE_SAVING = """
 import os, sys
 from deft.commands import app as cli
-from deft.train.record import RunRecord
+from deft.training.record import RunRecord
 def die(*_): os.kill(os.getpid(), 9)
 RunRecord.save_rows = die
 cli.main(sys.argv[1:])

@@ -24,7 +24,7 @@ from deft.quickstart.texts import PROMPTS, TEXTS
 from deft.quickstart.verdict import verdicts
 from deft.report.texts import ENDING_TEXTS
 from deft.testing.tiny import save_tiny
-from deft.train.config import TrainConfig
+from deft.training.config import TrainConfig
 from deft.types import Example, Message
 
 ROOT = Path(__file__).parents[1]
@@ -114,7 +114,7 @@ def test_the_figures_are_those_of_the_rows(finished: tuple[Path, str]) -> None:
 
 def test_losses_before_and_after_are_those_of_the_two_models(finished: tuple[Path, str], model: Path) -> None:
     from deft.data.read import read_examples
-    from deft.evaluate.loss import row_losses
+    from deft.evaluation.loss import row_losses
     from deft.model.load import load_model
     from deft.prompt.encode import encode_examples
     from deft.prompt.formats.kinds import chat_format_for
@@ -158,7 +158,7 @@ def test_a_second_start_shows_what_exists(
     finished: tuple[Path, str], model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, first = finished
-    for part in ("deft.model.load.load_model", "deft.train.run.train", "deft.evaluate.loss.row_losses"):
+    for part in ("deft.model.load.load_model", "deft.training.run.train", "deft.evaluation.loss.row_losses"):
         monkeypatch.setattr(part, must_not_run)
     again, printed = start(model, folder.parent)
     assert again == folder
@@ -226,7 +226,7 @@ def test_another_setting_or_model_or_row_is_another_quickstart(
 
 def stop_at_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Have the user press Ctrl-C while the training is at this step."""
-    from deft.train.progress import Progress
+    from deft.training.progress import Progress
 
     stepped: Callable[[Progress, int], None] = Progress.stepped
 
@@ -249,7 +249,7 @@ def test_an_interrupted_training_is_resumed(
     assert "What is done is kept: deft quickstart --model" in told and "goes on from here." in told
     [unfinished] = list(tmp_path.glob("2*"))
     assert (unfinished / "checkpoint-2").is_dir()
-    monkeypatch.setattr("deft.evaluate.loss.row_losses", counted := Counted())
+    monkeypatch.setattr("deft.evaluation.loss.row_losses", counted := Counted())
     folder, printed = start(model, tmp_path)
     assert folder == unfinished
     assert TEXTS["en"]["resuming"] in printed
@@ -267,7 +267,7 @@ class Counted:
     """Stands in for `row_losses`, and notes how many rows each call was given."""
 
     def __init__(self, *, fail_after_packs: int | None = None) -> None:
-        from deft.evaluate.loss import row_losses
+        from deft.evaluation.loss import row_losses
 
         self.real = row_losses
         self.sizes: list[int] = []
@@ -290,7 +290,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("deft.evaluate.loss.row_losses", Counted(fail_after_packs=2))
+        patch.setattr("deft.evaluation.loss.row_losses", Counted(fail_after_packs=2))
         with pytest.raises(KeyboardInterrupt) as stopped:
             start(model, tmp_path, lang="zh")
     assert "即可从中断处继续" in stopped.value.__notes__[0]
@@ -300,8 +300,8 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
     with kept.open("a", encoding="utf-8") as stream:
         stream.write('{"id": "半')  # a line that was cut off
     with monkeypatch.context() as patch:
-        patch.setattr("deft.evaluate.loss.row_losses", counted := Counted())
-        patch.setattr("deft.train.run.train", interrupted)
+        patch.setattr("deft.evaluation.loss.row_losses", counted := Counted())
+        patch.setattr("deft.training.run.train", interrupted)
         with pytest.raises(KeyboardInterrupt) as stopped:
             start(model, tmp_path, lang="zh")
     assert counted.sizes == [NUM_TEST - num_kept]
@@ -320,7 +320,7 @@ def test_a_start_after_the_training_does_not_train_again(
     folder = tmp_path / "runs" / finished[0].name
     (folder / "quickstart.json").unlink()
     (folder / "rows_after.jsonl").unlink()
-    monkeypatch.setattr("deft.train.run.train", must_not_run)
+    monkeypatch.setattr("deft.training.run.train", must_not_run)
     again, printed = start(model, tmp_path / "runs")
     assert again == folder
     assert TEXTS["en"]["trained_already"].format(folder=folder) in printed

@@ -190,7 +190,7 @@ class Shell:
 
     def begin_and_stop(self, words: tuple[str, ...]) -> None:
         """Begin the run that a command continues, and stop it after one step, as the first Ctrl-C would."""
-        from deft.train.progress import Progress
+        from deft.training.progress import Progress
 
         assert "--resume-training" in words
         stepped = Progress.stepped

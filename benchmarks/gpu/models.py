@@ -14,7 +14,7 @@ from deft.estimate.estimate import LIBRARY_BYTES, Numbers, estimate, numbers_of
 from deft.model.baichuan2.configuration import Baichuan2Config
 from deft.model.device import choose_device
 from deft.prompt.encode import EncodeResult
-from deft.train.config import TrainConfig
+from deft.training.config import TrainConfig
 from deft.types import IGNORED_LABEL, TokenSequence
 
 LLAMA = {

@@ -25,12 +25,12 @@ from deft.model.likelihood import PackedRows, SupervisedNLL
 from deft.model.load import load_model
 from deft.prompt.detect import chat_format_to_train
 from deft.testing.tiny import save_tiny
-from deft.train import run
-from deft.train.config import NO_VALIDATION, TrainConfig
-from deft.train.order import RowOrder
-from deft.train.out_of_memory import free_memory
-from deft.train.record import read_metrics
-from deft.train.trainer import SupervisedTrainer
+from deft.training import run
+from deft.training.config import NO_VALIDATION, TrainConfig
+from deft.training.order import RowOrder
+from deft.training.out_of_memory import free_memory
+from deft.training.record import read_metrics
+from deft.training.trainer import SupervisedTrainer
 from deft.types import Example, Message
 
 QUIET = Console(quiet=True)

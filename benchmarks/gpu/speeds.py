@@ -31,9 +31,9 @@ from deft.model.likelihood import PackedRows, SupervisedNLL, supervised_nll, tak
 from deft.model.sampling import Sampling
 from deft.model.selftest import TOLERANCE_NATS
 from deft.model.speed import checkpoint_activations, compile_layers
-from deft.train.out_of_memory import free_memory
-from deft.train.prepare import prepare_device, with_adapters
-from deft.train.utilisation import PRODUCT_SIZE, Utilisation, product_limit
+from deft.training.out_of_memory import free_memory
+from deft.training.prepare import prepare_device, with_adapters
+from deft.training.utilisation import PRODUCT_SIZE, Utilisation, product_limit
 
 COPIED_BYTES = {True: 1 << 24, False: 1 << 32}
 PROMPT_TOKENS = 128

@@ -1,4 +1,4 @@
-"""deft as its users run it: `deft.train.run.train`, from the rows of a file to a checkpoint."""
+"""deft as its users run it: `deft.training.run.train`, from the rows of a file to a checkpoint."""
 
 import sys
 from pathlib import Path
@@ -10,9 +10,9 @@ from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 
 from benchmarks.peers.plan import ADAM_BETAS, MAX_GRAD_NORM, NUM_WARM_UP_STEPS, WEIGHT_DECAY, Clock, Plan, start, tell
 from deft.data.read import read_examples
-from deft.train import run
-from deft.train.config import TrainConfig
-from deft.train.trainer import SupervisedTrainer
+from deft.training import run
+from deft.training.config import TrainConfig
+from deft.training.trainer import SupervisedTrainer
 
 
 def config_of(plan: Plan, dtype: str) -> TrainConfig:

@@ -48,7 +48,7 @@ def warm_up() -> None:
     import deft.quickstart
     import deft.serve.assistant
     import deft.serve.terminal
-    import deft.train.run  # noqa: F401
+    import deft.training.run  # noqa: F401
     from deft.commands.exits import run_or_explain
     from deft.hub.quiet import quiet_transformers
 

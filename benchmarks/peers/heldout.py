@@ -1,4 +1,4 @@
-"""The loss of a checkpoint on the held-out rows of a plan's folder, by `deft.evaluate.loss`, as JSON."""
+"""The loss of a checkpoint on the held-out rows of a plan's folder, by `deft.evaluation.loss`, as JSON."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.peers.plan import start
 from deft.data.read import read_examples
-from deft.evaluate.loss import row_losses
+from deft.evaluation.loss import row_losses
 from deft.hub.find import find_folder
 from deft.losses import OVERALL, losses_by_ability
 from deft.model.load import load_model, load_tokenizer

@@ -6,7 +6,7 @@ import sys
 import torch
 
 from benchmarks.peers.plan import set_threads
-from deft.train.utilisation import product_limit
+from deft.training.utilisation import product_limit
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from deft.commands import train
 from deft.commands.recipe import read_section
 from deft.data.columns import FieldChoice
 from deft.errors import UserError
-from deft.train.config import TrainConfig
+from deft.training.config import TrainConfig
 
 
 def written(folder: Path, text: str) -> Path:

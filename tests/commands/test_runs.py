@@ -11,7 +11,7 @@ import pytest
 from deft.commands import app as cli
 from deft.errors import UserError
 from deft.files import write_json
-from deft.train.lock import is_running, run_held
+from deft.training.lock import is_running, run_held
 
 FIRST, SECOND, THIRD = "20260102-030405", "20260102-030406", "20260103-000000"
 

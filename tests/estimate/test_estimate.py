@@ -22,10 +22,10 @@ from deft.model.cost import ModelSize, model_size
 from deft.model.likelihood import PackedRows, takes_packs
 from deft.prompt.encode import EncodeResult
 from deft.testing.tiny import save_tiny, tiny_model
-from deft.train.config import TrainConfig
-from deft.train.order import RowOrder, lay_in_packs
-from deft.train.record import read_metrics
-from deft.train.run import train
+from deft.training.config import TrainConfig
+from deft.training.order import RowOrder, lay_in_packs
+from deft.training.record import read_metrics
+from deft.training.run import train
 from deft.types import Dropped, Example, Message, TokenSequence
 
 SPEED = MachineSpeed(device="cpu", matmul_flop_per_s=1e9, memory_bytes_per_s=1e9)

@@ -18,8 +18,8 @@ from deft.errors import UserError
 from deft.model.adapters import add_lora, hold_in_4_bits, linear_layers
 from deft.model.load import load_model
 from deft.testing.tiny import byte_tokenizer, save_tiny, tiny_model
-from deft.train.config import TrainConfig, check_device_for
-from deft.train.run import train
+from deft.training.config import TrainConfig, check_device_for
+from deft.training.run import train
 from deft.types import Example, Message
 
 IDS = torch.tensor([byte_tokenizer().encode("天气很好，hello!")])
@@ -140,9 +140,9 @@ def test_a_model_to_hold_in_4_bits_is_never_whole_on_the_device(
     def load(*_: object, **settings: object) -> None:
         raise Loaded(settings["device"], settings["dtype"])
 
-    monkeypatch.setattr("deft.train.run.check_device_for", lambda _: None)
-    monkeypatch.setattr("deft.train.prepare.load_model", load)
-    monkeypatch.setattr("deft.train.prepare.choose_dtype", lambda _: torch.bfloat16)
+    monkeypatch.setattr("deft.training.run.check_device_for", lambda _: None)
+    monkeypatch.setattr("deft.training.prepare.load_model", load)
+    monkeypatch.setattr("deft.training.prepare.choose_dtype", lambda _: torch.bfloat16)
     config = TrainConfig(method=method, model=str(save_tiny(tmp_path / "模型")), output_dir=tmp_path / "runs")  # type: ignore[arg-type]
     with pytest.raises(Loaded) as caught:
         train(config, rows(), [], Console(quiet=True))

@@ -11,7 +11,7 @@ from deft.errors import UserError
 from deft.model import kernels
 from deft.model.kernels import use_liger
 from deft.testing.tiny import tiny_model
-from deft.train.config import TrainConfig, check_device_for
+from deft.training.config import TrainConfig, check_device_for
 from deft.types import TokenSequence
 
 

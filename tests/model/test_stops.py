@@ -22,8 +22,8 @@ from deft.publish.export import export
 from deft.publish.merge import merge
 from deft.testing.baichuan2_tokenizer import save_tiny_tokenizer
 from deft.testing.tiny import BOS_ID, IM_END_ID, byte_tokenizer, save_tiny, tiny_model
-from deft.train.config import TrainConfig
-from deft.train.run import train
+from deft.training.config import TrainConfig
+from deft.training.run import train
 from deft.types import Example, Message
 
 ROWS = [

@@ -169,8 +169,8 @@ def test_a_trained_adapter_names_its_base_by_the_whole_path(
 ) -> None:
     from rich.console import Console
 
-    from deft.train.config import TrainConfig
-    from deft.train.run import train
+    from deft.training.config import TrainConfig
+    from deft.training.run import train
     from deft.types import Example, Message
 
     shutil.copytree(whole, tmp_path / "基座")

@@ -26,8 +26,8 @@ from deft.publish.merge import merge
 from deft.publish.provenance import Provenance
 from deft.serve.assistant import Assistant
 from deft.testing.tiny import byte_tokenizer, save_tiny
-from deft.train.config import TrainConfig
-from deft.train.run import train
+from deft.training.config import TrainConfig
+from deft.training.run import train
 from deft.types import Example, Message
 
 IDS = torch.tensor([byte_tokenizer().encode("今天天气很好，hello!")])

@@ -16,8 +16,8 @@ from deft.prompt.store import load_chat_format
 from deft.serve.assistant import Assistant
 from deft.testing.baichuan2_tokenizer import save_tiny_tokenizer
 from deft.testing.tiny import tiny_model
-from deft.train.config import TrainConfig
-from deft.train.run import train
+from deft.training.config import TrainConfig
+from deft.training.run import train
 from deft.types import Example, Message
 
 NAMED_ROLES = {"user_token_id": 195, "assistant_token_id": 196}

@@ -9,8 +9,8 @@ import yaml
 
 from deft.ancestor.parser import Parser
 from deft.errors import UserError, did_you_mean
-from deft.train.config import NO_VALIDATION, TrainConfig
-from deft.train.passed import OWNED, PASSED, WITHOUT_EFFECT, check_no_secrets, check_passed
+from deft.training.config import NO_VALIDATION, TrainConfig
+from deft.training.passed import OWNED, PASSED, WITHOUT_EFFECT, check_no_secrets, check_passed
 
 RENAMED = {
     "num_train_epochs": "num_epochs",

@@ -38,7 +38,7 @@ COMMANDS = {
     ),
 }
 """Every command: where it is, and the first line of its help, so that `deft --help` imports none of them."""
-SECTIONS = {"train": "deft.train.config:TrainConfig"}
+SECTIONS = {"train": "deft.training.config:TrainConfig"}
 """The commands that take a recipe, and what their section of it may hold."""
 NO_HUB = "--no-hub"
 

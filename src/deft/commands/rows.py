@@ -9,7 +9,7 @@ from deft.screen import console, say
 
 if TYPE_CHECKING:
     from deft.prompt.formats.kinds import ChatFormat
-    from deft.train.config import TrainConfig
+    from deft.training.config import TrainConfig
     from deft.types import Example
 
 

@@ -16,9 +16,9 @@ from rich.text import Text
 from deft.errors import UserError, did_you_mean, visible
 from deft.files import read_object
 from deft.screen import console, say
-from deft.train.checkpoint import link_to
-from deft.train.lock import is_running
-from deft.train.record import read_metrics
+from deft.training.checkpoint import link_to
+from deft.training.lock import is_running
+from deft.training.record import read_metrics
 
 RUNS = Path("runs")
 PREFIX = "eval_loss_"

@@ -11,11 +11,11 @@ from deft.commands.exits import INTERRUPTED
 from deft.commands.rows import read_configured
 from deft.errors import UserError
 from deft.screen import console, say
-from deft.train.config import TrainConfig
+from deft.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from deft.report.texts import Lang
-    from deft.train.run import TrainResult
+    from deft.training.run import TrainResult
 
 AT_LEAST_1 = Parameter(validator=Number(gte=1))
 
@@ -69,7 +69,7 @@ def train_files(config: TrainConfig, lang: "Lang" = "en") -> "TrainResult":
     """
     screen = console()
     train_examples, valid_examples = read_configured(config)
-    from deft.train.run import train as run_training
+    from deft.training.run import train as run_training
 
     began_at = time.monotonic()
     result = run_training(config, train_examples, valid_examples, screen)
@@ -81,7 +81,7 @@ def train_files(config: TrainConfig, lang: "Lang" = "en") -> "TrainResult":
             what = "stopped; its checkpoints hold the model alone (save_only_model), so it cannot go on ({folder})"
         say(screen, what, folder=result.folder)
         raise SystemExit(INTERRUPTED)
-    from deft.train.outcome import show_trained
+    from deft.training.outcome import show_trained
 
     say(screen, "[green]✓[/] trained: {best}", best=result.best)
     time_s = time.monotonic() - began_at

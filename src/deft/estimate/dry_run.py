@@ -18,10 +18,10 @@ from deft.model.cost import ADAM_BYTES_PER_PARAMETER
 from deft.model.load import load_tokenizer
 from deft.prompt.detect import chat_format_to_train
 from deft.screen import say
-from deft.train.arguments import arguments_of
-from deft.train.config import TrainConfig
-from deft.train.kernel import in_fast_format
-from deft.train.run import encode, settled
+from deft.training.arguments import arguments_of
+from deft.training.config import TrainConfig
+from deft.training.kernel import in_fast_format
+from deft.training.run import encode, settled
 from deft.types import Example
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?", re.IGNORECASE)

@@ -23,9 +23,9 @@ from deft.model.device import choose_device, choose_dtype
 from deft.model.matmul import choose_kernel, multiplies_in_bfloat16
 from deft.model.size import read_model_config
 from deft.prompt.encode import EncodeResult
-from deft.train.arguments import further_settings
-from deft.train.config import TrainConfig
-from deft.train.prepare import weights_dtype
+from deft.training.arguments import further_settings
+from deft.training.config import TrainConfig
+from deft.training.prepare import weights_dtype
 
 LIBRARY_BYTES = {"cpu": 20_000_000, "cuda": 800_000_000, "mps": 0}
 """What libraries take once they compute. CPU: code and buffers that were not there after the imports, measured in the

@@ -18,8 +18,8 @@ from deft.model.device import choose_device
 from deft.model.matmul import Kernel, products_by
 from deft.prompt.encode import EncodeResult
 from deft.prompt.pack import pack_rows
-from deft.train.config import TrainConfig
-from deft.train.order import RowOrder, split_evenly
+from deft.training.config import TrainConfig
+from deft.training.order import RowOrder, split_evenly
 
 COMPUTE_OVERHEAD = {"cpu": 1.5, "cuda": 2.0, "mps": 2.0}
 """Time of a step over that of its matrix products: 84 % of a profiled step on a CPU; an assumption on a GPU."""

@@ -36,7 +36,7 @@ from deft.report.results import ReplyPair
 from deft.report.tables import changes_table
 from deft.report.texts import Lang
 from deft.screen import say
-from deft.train.config import TrainConfig
+from deft.training.config import TrainConfig
 
 
 def quickstart(

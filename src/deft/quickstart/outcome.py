@@ -24,7 +24,7 @@ from deft.report.tables import changes_table
 from deft.report.texts import ENDING_TEXTS
 from deft.report.values import readable_time, shown_value
 from deft.screen import say
-from deft.train.outcome import CHAT_PAGE, best_of, collect, say_files, say_next, say_result, write_outcome
+from deft.training.outcome import CHAT_PAGE, best_of, collect, say_files, say_next, say_result, write_outcome
 
 ACTIVATE = Path(".venv/bin/activate")
 """What `make install` leaves for a shell to enter the project's environment."""

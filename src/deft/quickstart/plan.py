@@ -10,7 +10,7 @@ from typing import Any
 from deft.fingerprint import fingerprint, folder_fingerprint
 from deft.quickstart.texts import PROMPTS
 from deft.report.texts import Lang
-from deft.train.config import TrainConfig
+from deft.training.config import TrainConfig
 
 FORMAT = 2
 """Raised when what a quickstart does or stores changes, so that older runs are not taken for finished ones."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.padding import Padding
 
 from deft.errors import UserError
-from deft.evaluate.loss import row_losses_kept
+from deft.evaluation.loss import row_losses_kept
 from deft.files import read_object, write_json
 from deft.losses import RowLoss, read_rows_kept
 from deft.quickstart.existing import find_run, newest_unfinished
@@ -73,7 +73,7 @@ def load(plan: Plan, tell: Teller) -> "tuple[LoadedModel, ChatFormat]":
 def load_with_format(name: str | Path) -> "tuple[LoadedModel, ChatFormat]":
     """Load a model, and the chat format that training on it uses."""
     from deft.model.load import load_model
-    from deft.train.prepare import prepare_chat_format
+    from deft.training.prepare import prepare_chat_format
 
     loaded = load_model(name, dtype="float32")
     chat_format, _ = prepare_chat_format(loaded, "auto")
@@ -114,7 +114,7 @@ def show_data(rows: Rows, chat_format: "ChatFormat", plan: Plan, tell: Teller) -
 def measure_before(plan: Plan, loaded: "LoadedModel", chat_format: "ChatFormat", rows: Rows, tell: Teller) -> Before:
     """Measure the untrained model: losses of the test rows and two replies; both are kept as they are made."""
     from deft.prompt.encode import encode_examples
-    from deft.train.run import run_identity
+    from deft.training.run import run_identity
 
     limit = plan.config.max_length_tokens
     train, valid = (encode_examples(split, chat_format, max_length_tokens=limit) for split in (rows.train, rows.valid))
@@ -174,7 +174,7 @@ def replies(plan: Plan, loaded: "LoadedModel", chat_format: "ChatFormat") -> lis
 
 def trained_folder(plan: Plan, rows: Rows, before: Before, tell: Teller, *, again: bool) -> Path:
     """Train, or go on with a training that was interrupted, or return the folder of one that ended."""
-    from deft.train.run import train
+    from deft.training.run import train
 
     done = None if again else find_run(plan, before.identity, finished=True)
     if done is not None and (done / "best").exists():

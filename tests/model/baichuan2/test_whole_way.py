@@ -27,7 +27,7 @@ from deft.model.load import load_model
 from deft.publish.export import weights_of
 from deft.testing.baichuan2_tokenizer import save_tiny_tokenizer
 from deft.testing.tiny import tiny_model
-from deft.train.record import read_metrics
+from deft.training.record import read_metrics
 from deft.types import Example, Message
 
 ROOT = Path(__file__).parents[3]

@@ -8,7 +8,7 @@ from typing import Any
 from deft.errors import UserError
 from deft.files import read_regular, write_text, written_whole
 from deft.losses import RowLoss
-from deft.train.checkpoint import checkpoint_step
+from deft.training.checkpoint import checkpoint_step
 
 SUMMARY_KEYS = {"train_runtime"}
 """What only the last line of a run has, which sums it up; a resumed run writes it anew."""

@@ -20,13 +20,13 @@ from deft.prompt.formats.kinds import chat_format_for
 from deft.prompt.formats.role_tokens import add_role_tokens
 from deft.prompt.store import load_chat_format
 from deft.testing.tiny import CHATML_TEMPLATE, byte_tokenizer, save_tiny
-from deft.train.config import TrainConfig
-from deft.train.order import RowOrder
-from deft.train.prepare import make_room
-from deft.train.progress import Progress
-from deft.train.record import read_metrics
-from deft.train.run import TrainResult, shortened, train
-from deft.train.utilisation import Utilisation
+from deft.training.config import TrainConfig
+from deft.training.order import RowOrder
+from deft.training.prepare import make_room
+from deft.training.progress import Progress
+from deft.training.record import read_metrics
+from deft.training.run import TrainResult, shortened, train
+from deft.training.utilisation import Utilisation
 from deft.types import Example, Message
 
 QUIET = Console(quiet=True)
@@ -182,7 +182,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(
 ) -> None:
     whole = finished_run(llama, tmp_path / "whole", method=method)
     monkeypatch.setattr(StopAfter, "last_step", stop_after)
-    monkeypatch.setattr("deft.train.run.Progress", StopAfter)
+    monkeypatch.setattr("deft.training.run.Progress", StopAfter)
     stopped = finished_run(llama, tmp_path / "parts", method=method)
     assert not stopped.finished
     monkeypatch.undo()
@@ -206,7 +206,7 @@ def test_resuming_with_other_data_is_refused_with_what_changed(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(StopAfter, "last_step", 1)
-    monkeypatch.setattr("deft.train.run.Progress", StopAfter)
+    monkeypatch.setattr("deft.training.run.Progress", StopAfter)
     finished_run(llama, tmp_path / "runs")
     config = settings(llama, tmp_path / "runs", valid=(Path("given"),), resume_training=True, learning_rate=1e-3)
     with pytest.raises(UserError) as caught:
@@ -217,7 +217,7 @@ def test_resuming_with_other_data_is_refused_with_what_changed(
 
 def test_what_changed_may_be_allowed_by_name(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StopAfter, "last_step", 1)
-    monkeypatch.setattr("deft.train.run.Progress", StopAfter)
+    monkeypatch.setattr("deft.training.run.Progress", StopAfter)
     stopped = finished_run(llama, tmp_path / "runs")
     monkeypatch.undo()
     changes = {"valid": (Path("given"),), "resume_training": True, "learning_rate": 1e-3, "show_rows": 0}

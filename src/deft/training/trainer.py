@@ -28,15 +28,15 @@ from deft.model.matmul import Kernel, products_by
 from deft.model.memory import is_out_of_memory
 from deft.prompt.formats.kinds import ChatFormat
 from deft.screen import say
-from deft.train.divergence import DivergenceWatch
-from deft.train.order import Batch, BatchLoader, Position, RowOrder, Share
-from deft.train.out_of_memory import free_memory, shorter_capacity
-from deft.train.processes import any_of_them
-from deft.train.progress import Progress
-from deft.train.record import RecordedRow, RunRecord
-from deft.train.saving import CheckpointingTrainer
-from deft.train.schedule import Schedule
-from deft.train.sharding import keep_losses_exact, shard_on_cpu
+from deft.training.divergence import DivergenceWatch
+from deft.training.order import Batch, BatchLoader, Position, RowOrder, Share
+from deft.training.out_of_memory import free_memory, shorter_capacity
+from deft.training.processes import any_of_them
+from deft.training.progress import Progress
+from deft.training.record import RecordedRow, RunRecord
+from deft.training.saving import CheckpointingTrainer
+from deft.training.schedule import Schedule
+from deft.training.sharding import keep_losses_exact, shard_on_cpu
 from deft.types import TokenSequence
 
 

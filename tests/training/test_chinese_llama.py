@@ -18,8 +18,8 @@ from deft.prompt.encode import encode_examples
 from deft.prompt.store import load_chat_format
 from deft.serve.assistant import Assistant
 from deft.testing.tiny import tiny_model
-from deft.train.config import TrainConfig
-from deft.train.run import train
+from deft.training.config import TrainConfig
+from deft.training.run import train
 from deft.types import Example, Message
 
 FILE = Path(__file__).resolve().parents[3] / "shared/fixtures/chinese-llama-tokenizer/tokenizer.model"

@@ -21,9 +21,9 @@ from deft.model.memory import is_out_of_memory
 from deft.model.stops import name_stops
 from deft.prompt.formats.kinds import ChatFormat
 from deft.prompt.store import save_chat_format
-from deft.train.checkpoint import POSITION_FILE, mark_best, prune_checkpoints
-from deft.train.order import Position
-from deft.train.record import RunRecord
+from deft.training.checkpoint import POSITION_FILE, mark_best, prune_checkpoints
+from deft.training.order import Position
+from deft.training.record import RunRecord
 
 
 class CheckpointingTrainer(Trainer):

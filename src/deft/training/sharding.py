@@ -16,8 +16,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import TrainingArguments
 
 from deft.errors import UserError, did_you_mean
-from deft.train.arguments import ONCE, why_read_everywhere
-from deft.train.config import TrainConfig
+from deft.training.arguments import ONCE, why_read_everywhere
+from deft.training.config import TrainConfig
 
 
 def check_sharding(config: TrainConfig, arguments: TrainingArguments, num_processes: int) -> None:

@@ -13,7 +13,7 @@ from deft.errors import UserError, did_you_mean
 from deft.files import cannot_write, read_object, read_regular, remove, write_json, write_text
 from deft.fingerprint import fingerprint, folder_fingerprint, versions
 from deft.prompt.encode import EncodeResult
-from deft.train.checkpoint import (
+from deft.training.checkpoint import (
     POSITION_FILE,
     checkpoint_step,
     checkpoints,
@@ -22,8 +22,8 @@ from deft.train.checkpoint import (
     remove_leftovers,
     set_aside,
 )
-from deft.train.config import TrainConfig
-from deft.train.order import Position
+from deft.training.config import TrainConfig
+from deft.training.order import Position
 from deft.types import TokenSequence
 
 NOT_PART_OF_A_RUN = (

@@ -12,8 +12,8 @@ from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from deft.errors import UserError, did_you_mean
-from deft.train.config import TrainConfig
-from deft.train.passed import check_no_secrets, check_passed
+from deft.training.config import TrainConfig
+from deft.training.passed import check_no_secrets, check_passed
 
 FILE_SETTINGS = ("deepspeed", "fsdp_config", "accelerator_config")
 """Settings of `TrainingArguments` that are the path of a file where they are text."""

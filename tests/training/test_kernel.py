@@ -11,10 +11,10 @@ from rich.console import Console
 from deft.errors import UserError
 from deft.model.matmul import Choice, Kernel, Measured
 from deft.testing.tiny import save_tiny
-from deft.train import kernel, trainer
-from deft.train.config import TrainConfig
-from deft.train.progress import Progress
-from deft.train.run import TrainResult, train
+from deft.training import kernel, trainer
+from deft.training.config import TrainConfig
+from deft.training.progress import Progress
+from deft.training.run import TrainResult, train
 from deft.types import Example, Message
 
 ROWS = [
@@ -68,7 +68,7 @@ def test_the_kernel_is_used_in_every_pass_whatever_libraries_set(
             return super().run_batch(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(torch.nn.functional, "silu", silu)
-    monkeypatch.setattr("deft.train.run.SupervisedTrainer", Meddling)
+    monkeypatch.setattr("deft.training.run.SupervisedTrainer", Meddling)
     before = torch.backends.mkldnn.matmul.fp32_precision
     result = run(tmp_path, max_steps=2)
     torch.set_float32_matmul_precision("highest")

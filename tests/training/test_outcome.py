@@ -13,9 +13,9 @@ from deft.intervals import paired_changes
 from deft.losses import RowLoss
 from deft.report.texts import ENDING_TEXTS
 from deft.testing.tiny import save_tiny
-from deft.train.outcome import changes_of, evaluated_rows, losses_by_step
-from deft.train.progress import Progress
-from deft.train.record import read_metrics
+from deft.training.outcome import changes_of, evaluated_rows, losses_by_step
+from deft.training.progress import Progress
+from deft.training.record import read_metrics
 
 SETTINGS = ["--learning-rate", "2e-3", "--end-learning-rate", "1e-4", "--max-length-tokens", "256", "--show-rows", "0"]
 EPOCHS = ["--num-epochs", "2"]
@@ -71,7 +71,7 @@ def test_twenty_rows_are_held_out_and_named_in_the_run(walk: tuple[Path, str]) -
 
 def test_the_loss_before_is_that_of_the_untrained_model(walk: tuple[Path, str], model: Path) -> None:
     from deft.data.read import read_examples
-    from deft.evaluate.loss import row_losses
+    from deft.evaluation.loss import row_losses
     from deft.model.load import load_model
     from deft.prompt.encode import encode_examples
     from deft.prompt.formats.kinds import chat_format_for
@@ -143,7 +143,7 @@ def test_a_resumed_run_holds_out_the_same_rows_and_measures_before_only_once(
     monkeypatch.chdir(tmp_path)
     (tmp_path / DATA).write_text(data(), encoding="utf-8")
     command = ("train", "--model", str(model), "--train", DATA, *SETTINGS, *EPOCHS)
-    monkeypatch.setattr("deft.train.run.Progress", StopAfter)
+    monkeypatch.setattr("deft.training.run.Progress", StopAfter)
     assert deft(*command) == 130
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
@@ -169,7 +169,7 @@ def test_a_run_killed_before_its_first_checkpoint_measures_before_anew(
         raise ConnectionAbortedError
 
     with monkeypatch.context() as patched:
-        patched.setattr("deft.train.trainer.SupervisedTrainer.training_step", killed)
+        patched.setattr("deft.training.trainer.SupervisedTrainer.training_step", killed)
         with pytest.raises(ConnectionAbortedError):
             deft(*command)
     assert [line["step"] for line in read_metrics(tmp_path / "runs/latest") if "eval_loss" in line] == [0]

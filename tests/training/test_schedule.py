@@ -2,7 +2,7 @@
 
 import pytest
 
-from deft.train.schedule import Schedule
+from deft.training.schedule import Schedule
 
 
 def test_a_straight_line_from_the_first_rate_to_the_last() -> None:

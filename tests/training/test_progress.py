@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from deft.train.progress import AsManyAsFit, Progress
+from deft.training.progress import AsManyAsFit, Progress
 
 FACTS = ("loss 3.294", "1,202 tok/s", "MFU 73 %", "1,062 supervised tok/s")
 
@@ -57,7 +57,7 @@ def test_whole_parts_are_left_out_by_the_columns_they_take() -> None:
 
 def test_the_time_left_does_not_count_what_was_measured_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("deft.train.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("deft.training.progress.time.monotonic", lambda: now[0])
     screen = io.StringIO()
     progress = Progress(Console(file=screen, width=80))
     progress.begin(step=0, num_steps=11)

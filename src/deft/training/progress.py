@@ -19,7 +19,7 @@ from rich.text import Text
 
 from deft.model.likelihood import PackedRows
 from deft.screen import say
-from deft.train.utilisation import Utilisation
+from deft.training.utilisation import Utilisation
 
 PLAIN_LINE_EVERY_S = 15.0
 SAME_WISH_S = 1.0

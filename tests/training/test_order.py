@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from deft.train.order import Batch, RowOrder, Share, lay_in_packs
+from deft.training.order import Batch, RowOrder, Share, lay_in_packs
 from deft.types import TokenSequence
 
 

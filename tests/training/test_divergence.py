@@ -10,9 +10,9 @@ from rich.console import Console
 
 from deft.errors import UserError
 from deft.testing.tiny import save_tiny
-from deft.train import run
-from deft.train.config import TrainConfig
-from deft.train.divergence import DivergenceWatch
+from deft.training import run
+from deft.training.config import TrainConfig
+from deft.training.divergence import DivergenceWatch
 from deft.types import Example, Message
 
 SANE = {"num_tokens": 100, "step": 7, "row_ids": ["行一", "行二"]}

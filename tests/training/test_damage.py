@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 from deft.errors import UserError
 from deft.hub.manifest import MANIFEST, check_manifest, find_fault, write_manifest
 from deft.testing.tiny import save_tiny
-from deft.train.checkpoint import POSITION_FILE, checkpoints, prune_checkpoints, why_not_to_resume
-from deft.train.config import TrainConfig
-from deft.train.order import Position
-from deft.train.progress import Progress
-from deft.train.record import read_metrics, read_rows
-from deft.train.run import TrainResult, train
-from deft.train.runfolder import Resumption, choose_checkpoint
+from deft.training.checkpoint import POSITION_FILE, checkpoints, prune_checkpoints, why_not_to_resume
+from deft.training.config import TrainConfig
+from deft.training.order import Position
+from deft.training.progress import Progress
+from deft.training.record import read_metrics, read_rows
+from deft.training.run import TrainResult, train
+from deft.training.runfolder import Resumption, choose_checkpoint
 from deft.types import Example, Message
 
 NUM_ROWS = 11
@@ -61,7 +61,7 @@ def stopped(llama: Path, runs: Path, monkeypatch: pytest.MonkeyPatch, after: int
     """Return the folder of a run that was stopped after a step."""
     with monkeypatch.context() as patched:
         patched.setattr(StopAfter, "last_step", after)
-        patched.setattr("deft.train.run.Progress", StopAfter)
+        patched.setattr("deft.training.run.Progress", StopAfter)
         return train(settings(llama, runs, **changes), examples(), [], Console(quiet=True)).folder
 
 
@@ -275,7 +275,7 @@ def test_the_last_validation_belongs_to_the_epoch_that_max_steps_cut_short(llama
 
 
 def test_a_run_that_is_going_on_is_not_resumed(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from deft.train.lock import run_held
+    from deft.training.lock import run_held
 
     run = stopped(llama, tmp_path, monkeypatch, after=3)
     (run / ".半.partial").mkdir()

@@ -26,9 +26,9 @@ from deft.model.vocabulary import check_rows
 from deft.prompt.detect import chat_format_to_train
 from deft.prompt.encode import EncodeResult
 from deft.prompt.formats.kinds import ChatFormat, FormatKind
-from deft.train.config import TrainConfig
-from deft.train.out_of_memory import free_memory
-from deft.train.sharding import deepspeed_dtype, follow_first_process, reads_once, tell_other_processes
+from deft.training.config import TrainConfig
+from deft.training.out_of_memory import free_memory
+from deft.training.sharding import deepspeed_dtype, follow_first_process, reads_once, tell_other_processes
 from deft.types import TokenSequence
 
 if TYPE_CHECKING:

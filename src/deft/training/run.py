@@ -33,19 +33,19 @@ from deft.prompt.formats.kinds import ChatFormat
 from deft.prompt.paint import paint, painted_pieces
 from deft.report.losses import draw_losses
 from deft.screen import say
-from deft.train.arguments import arguments_of
-from deft.train.checkpoint import disk_faults_told
-from deft.train.config import NO_VALIDATION, TrainConfig, check_device_for
-from deft.train.kernel import chosen_kernel, in_fast_format
-from deft.train.lock import run_held
-from deft.train.order import Position
-from deft.train.out_of_memory import memory_faults_told
-from deft.train.prepare import check_whole, load_to_train, prepare_device
-from deft.train.processes import agreed, joined
-from deft.train.progress import Progress
-from deft.train.rates import with_rates
-from deft.train.record import RunRecord, read_metrics
-from deft.train.runfolder import (
+from deft.training.arguments import arguments_of
+from deft.training.checkpoint import disk_faults_told
+from deft.training.config import NO_VALIDATION, TrainConfig, check_device_for
+from deft.training.kernel import chosen_kernel, in_fast_format
+from deft.training.lock import run_held
+from deft.training.order import Position
+from deft.training.out_of_memory import memory_faults_told
+from deft.training.prepare import check_whole, load_to_train, prepare_device
+from deft.training.processes import agreed, joined
+from deft.training.progress import Progress
+from deft.training.rates import with_rates
+from deft.training.record import RunRecord, read_metrics
+from deft.training.runfolder import (
     Resumption,
     choose_checkpoint,
     find_unfinished,
@@ -53,10 +53,10 @@ from deft.train.runfolder import (
     run_identity,
     write_dropped,
 )
-from deft.train.schedule import Schedule
-from deft.train.sharding import check_layer_names, check_sharding, divide_by_zero3, reads_once
-from deft.train.trainer import SupervisedTrainer
-from deft.train.utilisation import Utilisation
+from deft.training.schedule import Schedule
+from deft.training.sharding import check_layer_names, check_sharding, divide_by_zero3, reads_once
+from deft.training.trainer import SupervisedTrainer
+from deft.training.utilisation import Utilisation
 from deft.types import Example
 
 if TYPE_CHECKING:

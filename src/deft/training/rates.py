@@ -8,7 +8,7 @@ fine-tuning, as Schulman et al. 2025 (LoRA Without Regret) found it to be for Lo
 
 from dataclasses import replace
 
-from deft.train.config import TrainConfig, require
+from deft.training.config import TrainConfig, require
 
 END_RATIO = 0.1
 """The last learning rate over the first, where only the first is known."""

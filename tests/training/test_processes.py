@@ -2,7 +2,7 @@
 
 import pytest
 
-from deft.train import processes
+from deft.training import processes
 
 
 class Two:

@@ -24,9 +24,9 @@ from deft.report.tables import changes_table
 from deft.report.texts import ENDING_TEXTS, Lang
 from deft.report.values import abilities_clear, percent, readable_time, shown_value
 from deft.screen import say
-from deft.train.checkpoint import checkpoint_step
-from deft.train.config import TrainConfig
-from deft.train.record import read_metrics
+from deft.training.checkpoint import checkpoint_step
+from deft.training.config import TrainConfig
+from deft.training.record import read_metrics
 
 CHAT_PAGE = Path("chat_gradio.py")
 

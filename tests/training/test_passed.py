@@ -12,10 +12,10 @@ from deft.errors import UserError
 from deft.files import write_json
 from deft.model.size import num_parameters, num_positions
 from deft.testing.tiny import save_tiny
-from deft.train.arguments import arguments_of
-from deft.train.config import TrainConfig
-from deft.train.passed import OWNED, PASSED, WITHOUT_EFFECT, check_no_secrets
-from deft.train.rates import default_rate, with_rates
+from deft.training.arguments import arguments_of
+from deft.training.config import TrainConfig
+from deft.training.passed import OWNED, PASSED, WITHOUT_EFFECT, check_no_secrets
+from deft.training.rates import default_rate, with_rates
 
 
 def test_every_name_that_transformers_knows_is_in_the_table_once() -> None:

@@ -13,9 +13,9 @@ from deft.model import likelihood
 from deft.model.likelihood import PackedRows
 from deft.model.memory import is_out_of_memory
 from deft.testing.tiny import save_tiny
-from deft.train import run
-from deft.train.config import TrainConfig
-from deft.train.out_of_memory import shorter_capacity
+from deft.training import run
+from deft.training.config import TrainConfig
+from deft.training.out_of_memory import shorter_capacity
 from deft.types import Example, Message
 
 LIMIT_TOKENS = 130
@@ -96,7 +96,7 @@ def test_validation_runs_again_in_shorter_packs(model: Path, tmp_path: Path, mon
             raise torch.OutOfMemoryError("HIP out of memory")
         return plain(one_model, packed)
 
-    monkeypatch.setattr("deft.train.prepare.check_packing", lambda *_: 0.0)
+    monkeypatch.setattr("deft.training.prepare.check_packing", lambda *_: 0.0)
     monkeypatch.setattr(likelihood, "supervised_nll", limited)
     short = train(model, tmp_path / "short", num_epochs=1)
     assert whole.valid_loss is not None
@@ -110,7 +110,7 @@ def test_a_single_row_that_does_not_fit_ends_the_run_with_a_remedy(
     def never(*_) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("deft.train.prepare.check_packing", lambda *_: 0.0)
+    monkeypatch.setattr("deft.training.prepare.check_packing", lambda *_: 0.0)
     monkeypatch.setattr(likelihood, "supervised_nll", never)
     with pytest.raises(UserError, match=r"out of memory with a pack of .* in 1 rows") as caught:
         train(model, tmp_path)

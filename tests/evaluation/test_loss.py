@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from deft.errors import UserError
-from deft.evaluate.loss import row_losses
+from deft.evaluation.loss import row_losses
 from deft.losses import RowLoss, losses_by_ability
 from deft.testing.tiny import byte_tokenizer, tiny_model
 from deft.types import IGNORED_LABEL, TokenSequence

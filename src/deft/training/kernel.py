@@ -24,7 +24,7 @@ from deft.model.matmul import (
     multiplies_in_bfloat16,
 )
 from deft.screen import say
-from deft.train.config import TrainConfig
+from deft.training.config import TrainConfig
 from deft.types import TokenSequence
 
 NAMES = {"plain": "MKL" if torch.backends.mkl.is_available() else "PyTorch's own", "onednn": "oneDNN"}

@@ -22,14 +22,14 @@ from deft.data.read import read_examples
 from deft.data.write import write_examples
 from deft.errors import UserError
 from deft.testing.tiny import save_tiny, tiny_model
-from deft.train.arguments import arguments_of
-from deft.train.checkpoint import checkpoint_step, checkpoints
-from deft.train.config import TrainConfig
-from deft.train.prepare import check_packing_where_it_fits
-from deft.train.record import read_metrics
-from deft.train.run import train
-from deft.train.sharding import check_layer_names, check_sharding, reads_once
-from deft.train.trainer import SupervisedTrainer
+from deft.training.arguments import arguments_of
+from deft.training.checkpoint import checkpoint_step, checkpoints
+from deft.training.config import TrainConfig
+from deft.training.prepare import check_packing_where_it_fits
+from deft.training.record import read_metrics
+from deft.training.run import train
+from deft.training.sharding import check_layer_names, check_sharding, reads_once
+from deft.training.trainer import SupervisedTrainer
 from deft.types import Example, Message
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -253,10 +253,10 @@ from accelerate import PartialState
 from pathlib import Path
 from rich.console import Console
 from transformers import AutoModelForCausalLM
-import deft.train.prepare as prepare
-import deft.train.run as run
+import deft.training.prepare as prepare
+import deft.training.run as run
 from deft.data.read import read_examples
-from deft.train.config import TrainConfig
+from deft.training.config import TrainConfig
 
 read, checked = [], []
 plain = AutoModelForCausalLM.from_pretrained
@@ -298,10 +298,10 @@ LEAVES_EARLY = """
 import sys
 from pathlib import Path
 from rich.console import Console
-import deft.train.run as run
+import deft.training.run as run
 from deft.data.read import read_examples
 from deft.errors import UserError
-from deft.train.config import TrainConfig
+from deft.training.config import TrainConfig
 
 def stop(config, ready, **_):
     raise {"SystemExit": SystemExit, "UserError": UserError("坏了"), "KeyError": KeyError("坏了")}[sys.argv[1]]
@@ -365,8 +365,8 @@ def test_packing_is_checked_on_the_cpu_if_the_whole_model_does_not_fit_the_devic
             self.places.append(str(device))
             return self
 
-    monkeypatch.setattr("deft.train.prepare.check_packing", check)
-    monkeypatch.setattr("deft.train.prepare.choose_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr("deft.training.prepare.check_packing", check)
+    monkeypatch.setattr("deft.training.prepare.choose_device", lambda _: torch.device("cuda"))
     model = Model(2, 2)
     model.places = []
     check_packing_where_it_fits(model, [])  # type: ignore[arg-type]
