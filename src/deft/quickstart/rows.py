@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
-from deft.errors import UserError
+from deft.data.read import read_examples
 from deft.quickstart.plan import Plan
 from deft.report.texts import Lang
 from deft.types import Example
@@ -22,26 +23,15 @@ class Rows:
 
 
 def example_folder(lang: Lang) -> Path:
-    """Return the folder of the example data of a language, relative to the current folder.
-
-    Raises:
-        UserError: if it is not there.
-    """
-    folder = EXAMPLES / lang / "curated"
-    missing = [split for split in ("full", "valid", "test") if not (folder / split).is_dir()]
-    if missing:
-        raise UserError(
-            "the example data are not in the current folder",
-            got=", ".join(f"{folder / split}" for split in missing),
-            fix="run this in the folder that holds deft's `examples` (the repository)",
-        )
-    return folder
+    """Return the folder of the example rows of a language: those in the current folder, else those in the package."""
+    own = EXAMPLES / lang / "curated"
+    if own.is_dir():
+        return own
+    return Path(str(resources.files("deft.data"))) / "abilities" / lang / "curated"
 
 
 def read_rows(plan: Plan) -> Rows:
     """Read the three splits."""
-    from deft.data.read import read_examples
-
     return Rows(
         train=spread(read_examples(plan.config.train).examples, plan.max_train_rows),
         valid=spread(read_examples(plan.config.valid).examples, plan.num_valid_rows),
