@@ -19,10 +19,10 @@ from deft.intervals import paired_changes
 from deft.losses import read_rows_kept
 from deft.quickstart import job, quickstart
 from deft.quickstart.plan import Plan, plan_key
-from deft.quickstart.rows import spread
-from deft.quickstart.texts import PROMPTS, TEXTS
+from deft.quickstart.prompts import PROMPTS
+from deft.quickstart.rows import example_folder, spread
 from deft.quickstart.verdict import verdicts
-from deft.report.texts import ENDING_TEXTS
+from deft.report.texts import ENDING_TEXTS, QUICKSTART_TEXTS
 from deft.testing.tiny import save_tiny
 from deft.training.config import TrainConfig
 from deft.types import Example, Message
@@ -133,7 +133,7 @@ def test_stages_are_counted_and_the_next_commands_name_the_run(finished: tuple[P
     folder, printed = finished
     headings = re.findall(r"^(\d)/6  (.+?) ─", printed, re.MULTILINE)
     stages = ("model", "data", "before", "training", "after", "replies")
-    assert headings == [(str(n), TEXTS["en"][name]) for n, name in enumerate(stages, start=1)]
+    assert headings == [(str(n), QUICKSTART_TEXTS["en"][name]) for n, name in enumerate(stages, start=1)]
     assert f"deft chat {folder.parent}/latest/best" in printed
     assert f"python chat_gradio.py --model_name_or_path {folder.parent}/latest/best" in printed
     assert "30 checked" in printed
@@ -252,7 +252,7 @@ def test_an_interrupted_training_is_resumed(
     monkeypatch.setattr("deft.evaluation.loss.row_losses", counted := Counted())
     folder, printed = start(model, tmp_path)
     assert folder == unfinished
-    assert TEXTS["en"]["resuming"] in printed
+    assert QUICKSTART_TEXTS["en"]["resuming"] in printed
     assert counted.sizes == [0, NUM_TEST]  # before was kept; after is measured
     assert "since it was resumed" in printed.splitlines()[-1]
     times = json.loads((folder / "quickstart.json").read_text(encoding="utf-8"))["results"]["stage_times_s"]
@@ -323,7 +323,7 @@ def test_a_start_after_the_training_does_not_train_again(
     monkeypatch.setattr("deft.training.run.train", must_not_run)
     again, printed = start(model, tmp_path / "runs")
     assert again == folder
-    assert TEXTS["en"]["trained_already"].format(folder=folder) in printed
+    assert QUICKSTART_TEXTS["en"]["trained_already"].format(folder=folder) in printed
     assert (folder / "quickstart.json").is_file()
 
 
@@ -350,7 +350,7 @@ def test_an_unfinished_run_of_another_kind_is_left_alone(
     (other / "run.json").write_text(json.dumps({"settings": {}, "finished": False}), encoding="utf-8")
     folder, printed = start(model, tmp_path)
     assert folder != other
-    assert TEXTS["en"]["resuming"] not in printed
+    assert QUICKSTART_TEXTS["en"]["resuming"] not in printed
 
 
 def test_the_chinese_half_speaks_chinese(model: Path, tmp_path: Path) -> None:
@@ -413,7 +413,7 @@ def test_the_verdict_stands_beside_the_reply(finished: tuple[Path, str]) -> None
     assert f"← {question['after_verdict']}" in printed and question["after_verdict"]
     assert story["after_verdict"] == ""
     assert f"<em>← {question['after_verdict']}</em>" in (folder / "report.html").read_text(encoding="utf-8")
-    assert TEXTS["en"]["worth"].split(".")[0] in printed
+    assert QUICKSTART_TEXTS["en"]["worth"].split(".")[0] in printed
 
 
 def test_the_commands_named_do_the_same_again(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,16 +424,17 @@ def test_the_commands_named_do_the_same_again(model: Path, tmp_path: Path, monke
     assert again.replace(" ", "") in re.sub(r"\s", "", stopped.value.__notes__[0])
 
 
-def test_without_the_example_data_it_says_where_to_run(
+def test_outside_the_repository_the_rows_of_the_package_are_taken(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert example_folder("zh") == Path("examples/abilities/zh/curated")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="example data") as caught:
-        start(model, tmp_path / "runs")
-    assert "examples/abilities/en/curated/full" in str(caught.value)
-    assert not (tmp_path / "runs").exists()
+    packaged = {file.name: file.read_bytes() for file in (example_folder("zh") / "full").iterdir()}
+    own = ROOT / "examples/abilities/zh/curated/full"
+    assert packaged == {file.name: file.read_bytes() for file in own.iterdir()}
     with pytest.raises(UserError, match="language"):
         start(model, tmp_path / "runs", lang="fr")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_leak_stops_it(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -460,11 +461,11 @@ def test_the_prompts_are_not_in_the_data() -> None:
 
 
 def test_both_languages_say_the_same_things() -> None:
-    assert TEXTS["en"].keys() == TEXTS["zh"].keys()
-    for name, text in TEXTS["en"].items():
+    assert QUICKSTART_TEXTS["en"].keys() == QUICKSTART_TEXTS["zh"].keys()
+    for name, text in QUICKSTART_TEXTS["en"].items():
         fields = set(re.findall(r"\{(\w+)", text))
-        assert fields == set(re.findall(r"\{(\w+)", TEXTS["zh"][name])), name
-        assert re.search(r"[一-鿿]", TEXTS["zh"][name]), name
+        assert fields == set(re.findall(r"\{(\w+)", QUICKSTART_TEXTS["zh"][name])), name
+        assert re.search(r"[一-鿿]", QUICKSTART_TEXTS["zh"][name]), name
 
 
 def test_a_part_is_spread_over_the_abilities() -> None:

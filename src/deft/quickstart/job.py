@@ -17,6 +17,7 @@ from deft.locks import place_held
 from deft.quickstart.existing import find_finished
 from deft.quickstart.outcome import collect_results, finish, show_finished, show_replies
 from deft.quickstart.plan import DEFAULT_MODEL, PART_FOLDER, TUNED, Plan, repeating_flags, with_key
+from deft.quickstart.prompts import PROMPTS
 from deft.quickstart.rows import example_folder, read_rows
 from deft.quickstart.stages import (
     bring_model,
@@ -30,11 +31,10 @@ from deft.quickstart.stages import (
     warn_of_language,
 )
 from deft.quickstart.teller import Teller
-from deft.quickstart.texts import PROMPTS, TEXTS
 from deft.quickstart.verdict import verdicts
 from deft.report.results import ReplyPair
 from deft.report.tables import changes_table
-from deft.report.texts import Lang
+from deft.report.texts import QUICKSTART_TEXTS, Lang
 from deft.screen import say
 from deft.training.config import TrainConfig
 
@@ -66,7 +66,7 @@ def quickstart(
         UserError: if the example data are not in the current folder, or a setting or the model is wrong.
         KeyboardInterrupt: after Ctrl-C, when what is done has been kept and the user told so.
     """
-    if lang not in TEXTS:
+    if lang not in QUICKSTART_TEXTS:
         raise UserError("quickstart has no example data in this language", got=lang, fix="lang is en or zh")
     folder = example_folder(lang)
     if learning_rate is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deft.fingerprint import fingerprint, folder_fingerprint
-from deft.quickstart.texts import PROMPTS
+from deft.quickstart.prompts import PROMPTS
 from deft.report.texts import Lang
 from deft.training.config import TrainConfig
 

@@ -15,9 +15,9 @@ from deft.files import read_object, write_json
 from deft.losses import RowLoss, read_rows_kept
 from deft.quickstart.existing import find_run, newest_unfinished
 from deft.quickstart.plan import CHINESE_MODEL, TUNED, Plan, knows_language
+from deft.quickstart.prompts import PROMPTS
 from deft.quickstart.rows import Rows
 from deft.quickstart.teller import Teller, row_bar
-from deft.quickstart.texts import PROMPTS
 from deft.report.values import shown_value
 from deft.screen import say
 from deft.types import Example, Message

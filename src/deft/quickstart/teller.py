@@ -10,8 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from deft.quickstart.texts import TEXTS
-from deft.report.texts import Lang
+from deft.report.texts import QUICKSTART_TEXTS, Lang
 from deft.screen import say, styled
 
 NUM_STAGES = 6
@@ -29,7 +28,7 @@ class Teller:
 
     def text(self, name: str, **values: Any) -> str:
         """Return a text of the table, filled in."""
-        return TEXTS[self.lang][name].format(**values)
+        return QUICKSTART_TEXTS[self.lang][name].format(**values)
 
     def say(self, name: str, *, style: str = "", **values: Any) -> None:
         """Print a text of the table; one with a path stays in one line, so that the path can be copied."""

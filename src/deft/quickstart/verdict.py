@@ -2,8 +2,8 @@
 
 import re
 
-from deft.quickstart.texts import PROMPTS, RIGHT_OPTION, TEXTS
-from deft.report.texts import Lang
+from deft.quickstart.prompts import PROMPTS, RIGHT_OPTION
+from deft.report.texts import QUICKSTART_TEXTS, Lang
 
 MARKED = re.compile(r"(?:[Aa]nswer(?: is)?|答案(?:是|为)?)\s*[:：]?\s*([A-D])(?![A-Za-z])")
 """As the example rows end."""
@@ -21,9 +21,9 @@ def verdict(prompt: str, reply: str, lang: Lang) -> str:
     """Say whether a reply chooses the right option; the right one is named where it does not."""
     chosen = chosen_option(reply)
     if chosen == RIGHT_OPTION:
-        return TEXTS[lang]["right"]
+        return QUICKSTART_TEXTS[lang]["right"]
     [right] = [line for line in prompt.splitlines() if line.startswith(f"{RIGHT_OPTION}.")]
-    return TEXTS[lang]["undecided" if chosen is None else "wrong"].format(right=right)
+    return QUICKSTART_TEXTS[lang]["undecided" if chosen is None else "wrong"].format(right=right)
 
 
 def chosen_option(reply: str) -> str | None:

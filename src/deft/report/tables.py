@@ -8,11 +8,10 @@ from rich.text import Text
 
 from deft.intervals import Change
 from deft.losses import OVERALL
-from deft.report.abilities import BETTER, UNCLEAR, WORSE, in_order, signed
 from deft.report.texts import TERMINAL_TEXTS, TEXTS, Lang
-from deft.report.values import ability_name, percent, verdict_of
+from deft.report.values import ability_name, in_order, percent, signed, verdict_of
 
-STYLES = {"better": BETTER, "worse": WORSE, "unclear": UNCLEAR, "unknown": UNCLEAR}
+STYLES = {"better": "#0f766e", "worse": "#c2410c", "unclear": "#78716c", "unknown": "#78716c"}
 
 
 def changes_table(changes: Mapping[str, Change], lang: Lang) -> Table:

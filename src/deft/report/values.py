@@ -7,7 +7,6 @@ from typing import Any
 
 from deft.intervals import Change
 from deft.losses import OVERALL
-from deft.report.abilities import signed
 from deft.report.texts import ABILITIES_CLEAR, ABILITY_NAMES, UNITS, Lang
 
 
@@ -68,3 +67,19 @@ def abilities_clear(changes: Mapping[str, Change], lang: Lang) -> str:
         return untold
     clear = sum(change.is_clear for change in abilities)
     return (of_all if clear == len(abilities) else of_some).format(clear=clear, abilities=len(abilities))
+
+
+def in_order(changes: Mapping[str, Change]) -> list[str]:
+    """Return the abilities, the most improved first, and at the end the figure over all rows."""
+    abilities = sorted((name for name in changes if name != OVERALL), key=lambda n: (changes[n].relative_percent, n))
+    return abilities + [OVERALL] * (OVERALL in changes)
+
+
+def drawable(changes: Mapping[str, Change]) -> list[str]:
+    """Return the abilities in their order, but those with a loss that has no place on an axis."""
+    return [name for name in in_order(changes) if math.isfinite(changes[name].before + changes[name].after)]
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """Return a number with its sign, a real minus for one below zero; – where it is not known."""
+    return f"{value:+.{digits}f}".replace("-", "−") if math.isfinite(value) else "–"

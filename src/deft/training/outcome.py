@@ -17,7 +17,7 @@ from deft.files import read_object
 from deft.fingerprint import versions
 from deft.intervals import Change, paired_changes
 from deft.losses import NO_ABILITY, OVERALL, RowLoss
-from deft.report.abilities import draw_abilities
+from deft.report.charts import abilities_chart, plain_text, save_png
 from deft.report.page import was_chosen, write_report
 from deft.report.results import ReplyPair, Results
 from deft.report.tables import changes_table
@@ -158,7 +158,8 @@ def write_outcome(folder: Path, results: Results, lang: Lang) -> None:
     """Write picture and report into a run's folder."""
     overall = results.changes[OVERALL]
     title = f"{results.model}, {results.num_train_rows} rows: loss {percent(overall.relative_percent, 'en')}"
-    draw_abilities(folder / "abilities.png", results.changes, title=title)
+    with plain_text():
+        save_png(abilities_chart(results.changes, title=title), folder / "abilities.png")
     write_report(folder, results, lang)
 
 

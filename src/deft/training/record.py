@@ -8,8 +8,11 @@ from typing import Any
 from deft.errors import UserError
 from deft.files import read_regular, write_text, written_whole
 from deft.losses import RowLoss
+from deft.report.charts import losses_chart, plain_text, save_png
 from deft.training.checkpoint import checkpoint_step
 
+OF_ABILITY = "eval_loss_"
+"""Before the name of an ability, in the lines of a validation."""
 SUMMARY_KEYS = {"train_runtime"}
 """What only the last line of a run has, which sums it up; a resumed run writes it anew."""
 
@@ -118,3 +121,21 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
             break
         found.append(values)
     return found
+
+
+def draw_losses(folder: Path) -> None:
+    """Draw a run's `loss.png` from its `metrics.jsonl`: training by step, validation of all rows and by ability."""
+    lines = read_metrics(folder)
+    validation = [line for line in lines if "eval_loss" in line]
+    names = {name for line in validation for name in line if name.startswith(OF_ABILITY)}
+    by_ability = {
+        name.removeprefix(OF_ABILITY): [(line["step"], line[name]) for line in validation if name in line]
+        for name in names
+    }
+    with plain_text():
+        figure = losses_chart(
+            [(line["step"], line["loss"]) for line in lines if "loss" in line],
+            [(line["step"], line["eval_loss"]) for line in validation],
+            by_ability=by_ability,
+        )
+        save_png(figure, folder / "loss.png")

@@ -31,7 +31,6 @@ from deft.prompt.detect import chat_format_to_train
 from deft.prompt.encode import EncodeResult
 from deft.prompt.formats.kinds import ChatFormat
 from deft.prompt.paint import paint, painted_pieces
-from deft.report.losses import draw_losses
 from deft.screen import say
 from deft.training.arguments import arguments_of
 from deft.training.checkpoint import disk_faults_told
@@ -44,7 +43,7 @@ from deft.training.prepare import check_whole, load_to_train, prepare_device
 from deft.training.processes import agreed, joined
 from deft.training.progress import Progress
 from deft.training.rates import with_rates
-from deft.training.record import RunRecord, read_metrics
+from deft.training.record import RunRecord, draw_losses
 from deft.training.runfolder import (
     Resumption,
     choose_checkpoint,
@@ -130,7 +129,7 @@ def train(
                 finished = trainer.state.global_step >= trainer.state.max_steps
                 if processes.is_main_process:
                     write_json(folder / "run.json", ready.identity | {"versions": versions(), "finished": finished})
-                    draw_losses(folder / "loss.png", read_metrics(folder))
+                    draw_losses(folder)
     last_step = max((row.step for row in record.rows if row.split == "valid"), default=0)
     last_valid = [row for row in record.rows if row.split == "valid" and row.step == last_step]
     return TrainResult(

@@ -1,0 +1,29 @@
+"""A page from its template: plain values in, one HTML file that needs nothing else out.
+
+Every value is escaped; texts of deft's own may carry markup, and stay as they are when values are put into them.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+ENVIRONMENT = Environment(
+    loader=PackageLoader("deft.report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def render(template: str, *, texts: Mapping[str, str], **values: Any) -> str:
+    """Return the page of a template; `texts` are those of one language."""
+    own = {name: Markup(text) for name, text in texts.items()}
+    return ENVIRONMENT.get_template(template).render(texts=own, **values)
+
+
+def filled(text: str, **values: Any) -> Markup:
+    """Return a text of deft's own with its fields filled in: its markup stays, that of values is shown as text."""
+    return Markup(text).format(**values)
