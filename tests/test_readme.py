@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.pages import FENCE, LINK, ROOT, broken_links
 
 from deft.commands import app as cli
 from deft.errors import UserError
@@ -34,7 +35,6 @@ from deft.hub.embedded import WHEELS, find_damage, source_facts
 from deft.hub.known import KNOWN_MODELS, MODELS_DIR_VARIABLE, SOURCE_FILE
 from deft.testing.tiny import save_tiny
 
-ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.zh-CN.md")
 DOCS = tuple(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").glob("*.md")))
 PAGES = (*READMES, "CHANGELOG.md", "LOG.md", *DOCS)
@@ -44,11 +44,9 @@ NEEDED += ("run_train.sh", "train_sft.py", "inference.py", "chat_gradio.py", "mo
 TINY_STEPS, REAL_STEPS = 3, 2
 TYPED = "What is 2 + 2?\n/exit\n"
 
-FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 MARK = re.compile(r"<!-- test: (.+?) -->\s*\Z")
 SKIP = re.compile(r"skip because \S.+")
 STOP_FIRST = "stop a run first"
-LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,26 +309,6 @@ def understand(words: tuple[str, ...], where: str) -> None:
 
 
 # Links
-
-
-def headings_of(text: str) -> set[str]:
-    """Return the anchors that a page's headings make on a forge: lower case, words joined by hyphens."""
-    titles = re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
-
-
-def broken_links(page: Path) -> list[str]:
-    """Return the links of a page to files or headings that are not there; other sites are not asked."""
-    text = page.read_text(encoding="utf-8")
-    broken = []
-    for target in LINK.findall(FENCE.sub("", text)):
-        if re.match(r"[a-z]+:", target):
-            continue
-        name, _, heading = target.partition("#")
-        file = page.parent / name if name else page
-        if not file.exists() or (heading and heading not in headings_of(file.read_text(encoding="utf-8"))):
-            broken.append(target)
-    return broken
 
 
 @pytest.mark.parametrize("page", PAGES)
