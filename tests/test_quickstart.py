@@ -18,10 +18,10 @@ from deft.hub.known import KNOWN_MODELS
 from deft.intervals import paired_changes
 from deft.losses import read_rows_kept
 from deft.quickstart import job, quickstart
+from deft.quickstart.outcome import verdicts
 from deft.quickstart.plan import Plan, plan_key
-from deft.quickstart.rows import spread
+from deft.quickstart.stages import spread
 from deft.quickstart.texts import PROMPTS, TEXTS
-from deft.quickstart.verdict import verdicts
 from deft.report.texts import ENDING_TEXTS
 from deft.testing.tiny import save_tiny
 from deft.training.config import TrainConfig
@@ -424,14 +424,18 @@ def test_the_commands_named_do_the_same_again(model: Path, tmp_path: Path, monke
     assert again.replace(" ", "") in re.sub(r"\s", "", stopped.value.__notes__[0])
 
 
-def test_without_the_example_data_it_says_where_to_run(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_in_an_empty_folder_it_takes_the_rows_that_come_with_deft(
+    finished: tuple[Path, str], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="example data") as caught:
-        start(model, tmp_path / "runs")
-    assert "examples/abilities/en/curated/full" in str(caught.value)
-    assert not (tmp_path / "runs").exists()
+    folder, printed = start(model, Path("runs"), lang="zh", max_train_rows=10, max_test_rows=10)
+    assert "chat_gradio.py" not in printed, "there is no such file here"
+    assert "    deft chat runs/latest/best" in printed.splitlines()
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert "deft/data/abilities/zh/curated/full" in report
+    assert str(ROOT) not in report and str(tmp_path) not in report
+    monkeypatch.setattr(job, "run", must_not_run)
+    assert start(model, Path("runs"), lang="zh", max_train_rows=10, max_test_rows=10)[0] == folder
     with pytest.raises(UserError, match="language"):
         start(model, tmp_path / "runs", lang="fr")
 
