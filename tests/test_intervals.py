@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deft.errors import UserError
-from deft.intervals import paired_change, paired_changes, student_quantile, tail_probability
+from deft.intervals import mean_losses, paired_change, paired_changes, student_quantile, tail_probability
 from deft.losses import RowLoss
 
 
@@ -151,6 +151,25 @@ def test_changes_of_all_abilities_end_with_all() -> None:
     assert changes["all"].before == pytest.approx(2.2)
     assert changes["all"].after == pytest.approx(1.0)
     assert changes["all"].num_rows == 4
+
+
+def test_the_interval_of_a_mean_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deft.intervals.FEWEST_DEGREES", 1)
+    biology, every = mean_losses([row("a", 6.0, 2), row("b", 10.0, 8)])
+    assert (biology.ability, every.ability) == ("生物", "all")
+    assert biology.loss == every.loss == pytest.approx(1.6)
+    assert (biology.low, biology.high) == pytest.approx((1.25, 3.0))  # resamples: aa 3, ab 1.6, bb 1.25
+
+
+def test_the_interval_of_a_mean_is_that_of_its_change_from_nothing() -> None:
+    rng = np.random.default_rng(3)
+    rows = [*rows_of(rng.gamma(4.0, 5.0, 9), rng.integers(3, 30, 9)), row("甲", 3.0, 4), row("乙", 5.0, 3)]
+    nothing = [RowLoss(id=one.id, ability=one.ability, nll=0.0, num_supervised=one.num_supervised) for one in rows]
+    changes = paired_changes(nothing, rows)
+    for mean in mean_losses(rows[::-1]):
+        change = changes[mean.ability]
+        assert mean.loss == pytest.approx(change.after)
+        assert (mean.low, mean.high) == pytest.approx((change.low, change.high), nan_ok=True)
 
 
 def test_other_rows_are_refused() -> None:

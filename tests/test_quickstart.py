@@ -18,10 +18,10 @@ from deft.hub.known import KNOWN_MODELS
 from deft.intervals import paired_changes
 from deft.losses import read_rows_kept
 from deft.quickstart import job, quickstart
+from deft.quickstart.outcome import verdicts
 from deft.quickstart.plan import Plan, plan_key
 from deft.quickstart.prompts import PROMPTS
-from deft.quickstart.rows import example_folder, spread
-from deft.quickstart.verdict import verdicts
+from deft.quickstart.stages import spread
 from deft.report.texts import ENDING_TEXTS, QUICKSTART_TEXTS
 from deft.testing.tiny import save_tiny
 from deft.training.config import TrainConfig
@@ -424,17 +424,20 @@ def test_the_commands_named_do_the_same_again(model: Path, tmp_path: Path, monke
     assert again.replace(" ", "") in re.sub(r"\s", "", stopped.value.__notes__[0])
 
 
-def test_outside_the_repository_the_rows_of_the_package_are_taken(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_in_an_empty_folder_it_takes_the_rows_that_come_with_deft(
+    finished: tuple[Path, str], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert example_folder("zh") == Path("examples/abilities/zh/curated")
     monkeypatch.chdir(tmp_path)
-    packaged = {file.name: file.read_bytes() for file in (example_folder("zh") / "full").iterdir()}
-    own = ROOT / "examples/abilities/zh/curated/full"
-    assert packaged == {file.name: file.read_bytes() for file in own.iterdir()}
+    folder, printed = start(model, Path("runs"), lang="zh", max_train_rows=10, max_test_rows=10)
+    assert "chat_gradio.py" not in printed, "there is no such file here"
+    assert "    deft chat runs/latest/best" in printed.splitlines()
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert "deft/data/abilities/zh/curated/full" in report
+    assert str(ROOT) not in report and str(tmp_path) not in report
+    monkeypatch.setattr(job, "run", must_not_run)
+    assert start(model, Path("runs"), lang="zh", max_train_rows=10, max_test_rows=10)[0] == folder
     with pytest.raises(UserError, match="language"):
         start(model, tmp_path / "runs", lang="fr")
-    assert not (tmp_path / "runs").exists()
 
 
 def test_a_leak_stops_it(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

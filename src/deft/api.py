@@ -1,46 +1,50 @@
-"""The whole path by plain calls: what `import deft` offers beside the functions of single rooms.
+"""What `import deft` offers where the function of a single room asks for more than a user has at hand.
 
-In: examples, settings, the name of a model. Out: an audit, a trained checkpoint, the losses of rows.
+In: examples, settings, the name of a model. Out: an audit, or a trained checkpoint. Tokenizer, chat format and
+terminal, which the functions behind it are given, are found here.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from deft.data.audit import Audit
 from deft.data.audit import audit as audit_encoded
-from deft.evaluation.loss import row_losses
 from deft.hub.find import find_folder
-from deft.losses import RowLoss
-from deft.model.load import load_model, load_tokenizer
-from deft.prompt.detect import chat_format_to_train, find_chat_format
-from deft.prompt.encode import encode_example, encode_examples
+from deft.model.load import load_tokenizer
+from deft.model.size import num_positions
+from deft.prompt.detect import chat_format_to_train
+from deft.prompt.encode import encode_example
 from deft.screen import console as terminal
 from deft.training.config import TrainConfig
-from deft.training.run import TrainResult
-from deft.training.run import train as run_training
 from deft.types import Example
 
-MAX_LENGTH_TOKENS = 2048
-"""Of a row, where the caller names no other limit."""
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from deft.training.run import TrainResult
 
 
-def audit(examples: Sequence[Example], *, model: str | Path, max_length_tokens: int = MAX_LENGTH_TOKENS) -> Audit:
+def audit(examples: Sequence[Example], *, model: str | Path, max_length_tokens: int = 2048) -> Audit:
     """Count rows and tokens per ability, and find what would make training on them pointless or wrong.
 
-    `model` is an alias, a folder or a hub id; only its tokenizer is loaded. Rows that are longer than
-    `max_length_tokens` lose their oldest turns, as in training.
+    `model` is an alias, a folder or a hub id; only its tokenizer is loaded. Examples longer than `max_length_tokens`,
+    or than the model's positions, lose their oldest turns, as in training.
+
+    Example:
+        >>> found = deft.audit(deft.read_examples("rows.jsonl").examples, model="smollm2-135m")
+        >>> print(found.total.num_supervised, found.stop_reasons, found.warnings)
 
     Raises:
         UserError: if the model is not found, or its chat format cannot be masked exactly.
     """
-    tokenizer = load_tokenizer(model)
-    chat_format, _ = chat_format_to_train(tokenizer, find_folder(model, weights=False))
+    folder = find_folder(model, weights=False)
+    chat_format, _ = chat_format_to_train(load_tokenizer(model), folder)
+    limit = min(max_length_tokens, num_positions(folder) or max_length_tokens)
     return audit_encoded(
         examples,
-        encode=lambda row: encode_example(row, chat_format, max_length_tokens=max_length_tokens),
-        max_length_tokens=max_length_tokens,
+        encode=lambda row: encode_example(row, chat_format, max_length_tokens=limit),
+        max_length_tokens=limit,
         end_of_turn_ids=chat_format.end_of_turn_ids,
     )
 
@@ -50,43 +54,24 @@ def train(
     examples: Sequence[Example],
     valid_examples: Sequence[Example] = (),
     *,
-    console: Console | None = None,
-) -> TrainResult:
+    console: "Console | None" = None,
+) -> "TrainResult":
     """Fine-tune a model on examples, and return where the result lies.
 
-    `config` names the model and how to train it; `config.train` and `config.valid` are not read, the rows come from
-    the caller. The loss of `valid_examples` is measured before training and after every epoch, and the best checkpoint
-    is the one where it is lowest. A run of the same settings that was interrupted goes on where it stopped with
-    `resume_training=True`. Progress goes to `console`, by default the terminal.
+    `config` names the model and says how to train it; its `train` and `valid` are not read, since the examples are
+    here. The loss of `valid_examples` is measured before training and after every epoch, and the best checkpoint is the
+    one where it is lowest; without any, nothing is held out and the last checkpoint is the best one. The first Ctrl-C
+    ends the run after its step (`finished` is then false), and `resume_training=True` in the same `config` goes on.
+    Progress goes to `console`, by default the terminal; `rich.console.Console(quiet=True)` says nothing.
 
     Example:
         >>> config = deft.TrainConfig(model="smollm2-135m", num_epochs=1, learning_rate=1e-4)
         >>> result = deft.train(config, deft.read_examples("rows.jsonl").examples)
-        >>> print(result.best)
+        >>> deft.Assistant(result.best)
 
     Raises:
         UserError: before anything is written, where the settings or the data make the run impossible.
     """
+    from deft.training.run import train as run_training
+
     return run_training(config, examples, valid_examples, console or terminal())
-
-
-def evaluate_loss(
-    model: str | Path,
-    examples: Sequence[Example],
-    *,
-    max_length_tokens: int = MAX_LENGTH_TOKENS,
-    dtype: str = "auto",
-    device: str | None = None,
-) -> list[RowLoss]:
-    """Measure how surprised a model is by the replies of examples it was not trained on: the loss of each row.
-
-    `deft.losses_by_ability` gives their means, in nats per supervised token, and `deft.paired_changes` compares two
-    models on the same rows, with intervals. Rows that cannot be encoded exactly are left out.
-
-    Raises:
-        UserError: if the model is not found or cannot be loaded, or no row can be encoded.
-    """
-    loaded = load_model(model, dtype=dtype, device=device)
-    chat_format = find_chat_format(loaded.tokenizer, loaded.path)
-    rows = encode_examples(examples, chat_format, max_length_tokens=max_length_tokens).sequences
-    return row_losses(loaded.model, rows, pack_length_tokens=max_length_tokens)

@@ -1,7 +1,7 @@
-"""What a change of loss is worth: paired bootstrap over rows.
+"""What a loss, or a change of it, is worth: bootstrap over rows.
 
-In: the losses of the same rows before and after. Out: the change of the mean loss per token, with an interval that
-says how far it would move if other rows of the same kind had been drawn. No torch.
+In: the losses of rows, or of the same rows before and after. Out: the mean loss per token, or its change, with an
+interval that says how far it would move if other rows of the same kind had been drawn. No torch.
 
 The rows are the sample, so rows are resampled, not tokens (tokens of a row hang together), and each row's before and
 after stay together (Efron and Tibshirani 1993, chapters 8 and 13). The mean per token is a ratio of two sums, and is
@@ -11,14 +11,14 @@ t would give (the expanded percentile interval of Hesterberg 2015, "What Teacher
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deft.errors import UserError
-from deft.losses import OVERALL, RowLoss, by_ability
+from deft.losses import OVERALL, AbilityLoss, RowLoss, by_ability, losses_by_ability
 
 MAX_DRAWN_AT_ONCE = 4_000_000
 """Row counts held in memory at a time: resamples × rows, 32 MB."""
@@ -49,6 +49,36 @@ class Change:
     def is_clear(self) -> bool:
         """Say whether the interval lies wholly on one side of zero; one that is not known does not."""
         return self.high < 0 or self.low > 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeanLoss(AbilityLoss):
+    """The mean loss of an ability, and the bounds of its interval of 95 %: NaN where there are too few rows for one."""
+
+    low: float
+    high: float
+
+
+def mean_losses(rows: Sequence[RowLoss], *, num_resamples: int = 2000, seed: int = 0) -> tuple[MeanLoss, ...]:
+    """Return the mean loss of each ability with its interval, abilities by name, and at the end that of all rows.
+
+    Raises:
+        UserError: if there are no rows, or an ability is called `all`.
+    """
+    groups = by_ability(rows) | {OVERALL: rows}
+    found = []
+    for ability, mean in losses_by_ability(rows).items():
+        low, high = mean_interval(groups[ability], num_resamples=num_resamples, seed=seed)
+        found.append(MeanLoss(**asdict(mean), low=low, high=high))
+    return tuple(found)
+
+
+def mean_interval(rows: Sequence[RowLoss], *, num_resamples: int, seed: int) -> tuple[float, float]:
+    """Return the bounds of the interval of a mean loss per token; each ability keeps its number of rows."""
+    strata = [sorted(group, key=lambda row: row.id) for group in by_ability(rows).values()]
+    values = np.array([(row.nll, row.num_supervised) for stratum in strata for row in stratum], dtype=np.float64)
+    sums = resampled_sums(values, [len(stratum) for stratum in strata], num_resamples, seed)
+    return bounds(sums[:, 0] / sums[:, 1], tail_probability(0.95, num_rows=len(rows), num_strata=len(strata)))
 
 
 def paired_changes(

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from deft.errors import UserError
 from deft.model.likelihood import PackedRows
 from deft.model.load import load_model
+from deft.model.vocabulary import make_room
 from deft.prompt.encode import encode_examples
 from deft.prompt.formats.kinds import chat_format_for
 from deft.prompt.formats.role_tokens import add_role_tokens
@@ -22,7 +23,6 @@ from deft.prompt.store import load_chat_format
 from deft.testing.tiny import CHATML_TEMPLATE, byte_tokenizer, save_tiny
 from deft.training.config import TrainConfig
 from deft.training.order import RowOrder
-from deft.training.prepare import make_room
 from deft.training.progress import Progress
 from deft.training.record import read_metrics
 from deft.training.run import TrainResult, shortened, train

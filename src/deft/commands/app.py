@@ -22,6 +22,10 @@ COMMANDS = {
         "deft.commands.quickstart:quickstart",
         "Fine-tune the embedded model on the example data and show, per ability, what it learned.",
     ),
+    "init": (
+        "deft.commands.init:init",
+        "Write a starter folder: a recipe, a few rows, and a README with the next commands.",
+    ),
     "models": ("deft.commands.models:models", "List the models deft knows by name, and where each comes from."),
     "pull": ("deft.commands.models:pull", "Fetch a model, check it, and make it ready for use."),
     "data": ("deft.commands.data:app", "Read, convert, look at and audit instruction data."),

@@ -65,7 +65,7 @@ class ExportResult:
 
 def export(
     checkpoint: str | Path,
-    out: Path,
+    out: str | Path,
     *,
     dtype: str | None = None,
     max_shard_size: str = MAX_SHARD_SIZE,
@@ -88,6 +88,7 @@ def export(
         UserError: before the long work, if a setting, the target, the hub or the token is at fault, or if the licence
             of what is to be uploaded is not known; later if the logits of what was written differ.
     """
+    out = Path(out)
     if dtype is not None:
         check_dtype(dtype)
     if not SHARD_SIZE.fullmatch(max_shard_size):

@@ -73,7 +73,7 @@ class Ready:
 
 def merge(
     adapter: str | Path,
-    out: Path,
+    out: str | Path,
     *,
     dtype: str = "float32",
     overwrite: bool = False,
@@ -92,7 +92,7 @@ def merge(
             be written, or the logits differ by more than `TOLERANCES` says.
     """
     check_dtype(dtype)
-    folder = find_folder(adapter)
+    out, folder = Path(out), find_folder(adapter)
     if not (folder / ADAPTER_CONFIG).is_file():
         fix = "a whole model needs no merging; to publish it: deft export CHECKPOINT OUT"
         raise UserError(f"{folder} holds no adapter", got=f"it has no {ADAPTER_CONFIG}", fix=fix)

@@ -11,27 +11,26 @@ from rich.console import Console
 from rich.padding import Padding
 
 from deft.errors import UserError
+from deft.evaluation.measure import load_to_measure
 from deft.files import check_writable
 from deft.intervals import paired_changes
 from deft.locks import place_held
-from deft.quickstart.existing import find_finished
-from deft.quickstart.outcome import collect_results, finish, show_finished, show_replies
-from deft.quickstart.plan import DEFAULT_MODEL, PART_FOLDER, TUNED, Plan, repeating_flags, with_key
+from deft.quickstart.outcome import collect_results, finish, show_finished, show_replies, verdicts
+from deft.quickstart.plan import DEFAULT_MODEL, PART_FOLDER, TUNED, Plan, find_finished, repeating_flags, with_key
 from deft.quickstart.prompts import PROMPTS
-from deft.quickstart.rows import example_folder, read_rows
 from deft.quickstart.stages import (
     bring_model,
+    example_folder,
     load,
-    load_with_format,
     losses,
     measure_before,
+    read_rows,
     replies,
     show_data,
     trained_folder,
     warn_of_language,
 )
 from deft.quickstart.teller import Teller
-from deft.quickstart.verdict import verdicts
 from deft.report.results import ReplyPair
 from deft.report.tables import changes_table
 from deft.report.texts import QUICKSTART_TEXTS, Lang
@@ -63,7 +62,7 @@ def quickstart(
     one that suits the model. `accept_license` accepts the terms of a model that has some.
 
     Raises:
-        UserError: if the example data are not in the current folder, or a setting or the model is wrong.
+        UserError: if a setting or the model is wrong, or held-out rows occur in the training rows.
         KeyboardInterrupt: after Ctrl-C, when what is done has been kept and the user told so.
     """
     if lang not in QUICKSTART_TEXTS:
@@ -137,7 +136,7 @@ def run(plan: Plan, tell: Teller, *, again: bool) -> Path:
     with tell.stage("training"):
         folder = trained_folder(plan, rows, before, tell, again=again)
     with tell.stage("after"):
-        loaded, chat_format = load_with_format(folder / "best")
+        loaded, chat_format = load_to_measure(folder / "best", dtype="float32")
         after = losses(plan, loaded, chat_format, rows.test, file=folder / "rows_after.jsonl", tell=tell)
         changes = paired_changes(before.rows, after)
         tell.console.print(Padding(changes_table(changes, plan.lang), (1, 0, 0, 2)))

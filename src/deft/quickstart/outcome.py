@@ -1,8 +1,11 @@
-"""What a quickstart found: put together, written into the run's folder, and shown with what to do next."""
+"""What a quickstart found: put together, judged, written into the run's folder, and shown with what to do next."""
 
+import dataclasses
+import re
 import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +17,23 @@ from deft.files import read_object, remove, write_json
 from deft.fingerprint import fingerprint
 from deft.intervals import Change
 from deft.losses import write_rows
-from deft.quickstart.existing import FILE_NAME
-from deft.quickstart.plan import Plan, repeating_flags
+from deft.quickstart.plan import FILE_NAME, Plan, repeating_flags
+from deft.quickstart.prompts import PROMPTS, RIGHT_OPTION
 from deft.quickstart.stages import Before, warn_of_language
 from deft.quickstart.teller import Teller
 from deft.report.page import write_report
 from deft.report.results import ReplyPair, Results, from_json, to_json
 from deft.report.tables import changes_table
-from deft.report.texts import ENDING_TEXTS
+from deft.report.texts import ENDING_TEXTS, QUICKSTART_TEXTS, Lang
 from deft.report.values import readable_time, shown_value
 from deft.screen import say
 from deft.training.outcome import CHAT_PAGE, best_of, collect, say_files, say_next, say_result, write_outcome
 
 ACTIVATE = Path(".venv/bin/activate")
 """What `make install` leaves for a shell to enter the project's environment."""
+MARKED = re.compile(r"(?:[Aa]nswer(?: is)?|答案(?:是|为)?)\s*[:：]?\s*([A-D])(?![A-Za-z])")
+"""As the example rows end."""
+LISTED = re.compile(r"(?<![A-Za-z])([A-D])(?=[.．、:：)）]|\s*$|\s*[。,，])")
 
 
 def collect_results(
@@ -39,8 +45,8 @@ def collect_results(
     before: Before,
     tell: Teller,
 ) -> Results:
-    """Put together what the report shows."""
-    return collect(
+    """Put together what the report shows; rows that come with deft go by their place in it, not in this computer."""
+    results = collect(
         folder,
         plan.config,
         changes,
@@ -55,6 +61,14 @@ def collect_results(
         stage_times_s=tell.named_times_s(),
         next_commands=next_commands(plan, folder, shown=shown_value),
     )
+    places = {"train": shown_rows(plan.config.train), "valid": shown_rows(plan.config.valid)}
+    return dataclasses.replace(results, settings={**results.settings, **places})
+
+
+def shown_rows(paths: Sequence[Path]) -> str:
+    """Return the folders of rows as a report shows them: `deft/data/abilities/…` for those that come with deft."""
+    package = Path(str(resources.files("deft"))).parent
+    return shown_value([str(path.relative_to(package)) if path.is_relative_to(package) else path for path in paths])
 
 
 def finish(plan: Plan, folder: Path, results: Results, before: Before, tell: Teller) -> None:
@@ -135,9 +149,37 @@ def next_commands(plan: Plan, folder: Path, *, shown: Callable[[Any], str] = str
     """
     texts = ENDING_TEXTS[plan.lang]
     run, model = (shlex.quote(shown(value)) for value in (best_of(folder, plan.runs), plan.config.model))
+    page = [(f"python {CHAT_PAGE} --model_name_or_path {run}", texts["page"])] if CHAT_PAGE.is_file() else []
     return [
         (f"deft chat {run}", texts["chat"]),
-        (f"python {CHAT_PAGE} --model_name_or_path {run}", texts["page"]),
+        *page,
         (f"deft data audit my_data.jsonl --model {model}", texts["audit"]),
         (f"deft train --model {model} --train my_data.jsonl", texts["train"]),
     ]
+
+
+# --- whether a reply is right ---------------------------------------------------------------------------------------
+
+
+def verdicts(prompt: str, before: str, after: str, lang: Lang) -> dict[str, str]:
+    """Return the verdicts on two replies as `ReplyPair` takes them; none on a prompt that has no one right answer."""
+    if prompt != PROMPTS[lang][0]:
+        return {}
+    return {"before_verdict": verdict(prompt, before, lang), "after_verdict": verdict(prompt, after, lang)}
+
+
+def verdict(prompt: str, reply: str, lang: Lang) -> str:
+    """Say whether a reply chooses the right option; the right one is named where it does not."""
+    chosen = chosen_option(reply)
+    if chosen == RIGHT_OPTION:
+        return QUICKSTART_TEXTS[lang]["right"]
+    [right] = [line for line in prompt.splitlines() if line.startswith(f"{RIGHT_OPTION}.")]
+    return QUICKSTART_TEXTS[lang]["undecided" if chosen is None else "wrong"].format(right=right)
+
+
+def chosen_option(reply: str) -> str | None:
+    """Return the letter that a reply gives as its answer, or the only one it names as an option; None if it is open."""
+    if marked := MARKED.findall(reply):
+        return str(marked[-1])
+    named = set(LISTED.findall(reply))
+    return str(named.pop()) if len(named) == 1 else None

@@ -1,17 +1,25 @@
-"""What a quickstart is to do, and the key that changes with anything that could change its result."""
+"""What a quickstart is to do, and what earlier starts left of it.
+
+In: settings, and the folder of runs. Out: a plan whose key changes with anything that could change its result, and the
+runs of that plan that are there, finished or not.
+"""
 
 import dataclasses
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deft.files import read_object
 from deft.fingerprint import fingerprint, folder_fingerprint
 from deft.quickstart.prompts import PROMPTS
 from deft.report.texts import Lang
 from deft.training.config import TrainConfig
 
+FILE_NAME = "quickstart.json"
+"""In the folder of a finished quickstart: what it found."""
 FORMAT = 2
 """Raised when what a quickstart does or stores changes, so that older runs are not taken for finished ones."""
 DEFAULT_MODEL = "smollm2-135m"
@@ -81,3 +89,37 @@ def plan_key(plan: Plan) -> str:
     data = [part for file in files for part in (file.as_posix(), file.read_bytes())]
     text = json.dumps([FORMAT, settings | {"key": ""}, PROMPTS[plan.lang]], default=str, sort_keys=True)
     return fingerprint([text, *data, folder_fingerprint(find_folder(plan.config.model))])
+
+
+# --- what earlier starts left ---------------------------------------------------------------------------------------
+
+
+def find_finished(plan: Plan) -> Path | None:
+    """Return the newest run folder that holds a finished quickstart of this plan, with its checkpoint."""
+    for file in sorted(plan.runs.glob(f"*/{FILE_NAME}"), reverse=True):
+        if (
+            not file.parent.is_symlink()
+            and read_object(file).get("key") == plan.key
+            and (file.parent / "best").exists()
+        ):
+            return file.parent
+    return None
+
+
+def find_run(plan: Plan, identity: Mapping[str, Any], *, finished: bool) -> Path | None:
+    """Return the newest training run with this identity that is finished, or not finished."""
+    for file in sorted(plan.runs.glob("*/run.json"), reverse=True):
+        stored = read_object(file)
+        same = all(stored.get(name) == value for name, value in identity.items())
+        if same and not file.parent.is_symlink() and stored.get("finished") is finished:
+            return file.parent
+    return None
+
+
+def newest_unfinished(runs: Path) -> Path | None:
+    """Return the run that `resume_training` would take up: the newest unfinished one, whatever it is."""
+    files = sorted(runs.glob("*/run.json"), reverse=True)
+    found = (
+        file.parent for file in files if not file.parent.is_symlink() and read_object(file).get("finished") is False
+    )
+    return next(found, None)

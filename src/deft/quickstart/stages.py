@@ -1,4 +1,7 @@
-"""The stages of a quickstart: bring the model, audit the data, measure, fine-tune, ask; each keeps what it makes."""
+"""The stages of a quickstart: bring the model, read and audit the rows, measure, fine-tune, ask.
+
+In: a plan. Out: what each stage makes, kept as it is made, so that a later start takes it up.
+"""
 
 import dataclasses
 import math
@@ -9,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from rich.padding import Padding
 
+from deft.data.read import read_examples
+from deft.data.shipped import shipped_rows
 from deft.errors import UserError
 from deft.evaluation.loss import row_losses_kept
+from deft.evaluation.measure import load_to_measure
 from deft.files import read_object, write_json
 from deft.losses import RowLoss, read_rows_kept
-from deft.quickstart.existing import find_run, newest_unfinished
-from deft.quickstart.plan import CHINESE_MODEL, TUNED, Plan, knows_language
+from deft.quickstart.plan import CHINESE_MODEL, TUNED, Plan, find_run, knows_language, newest_unfinished
 from deft.quickstart.prompts import PROMPTS
-from deft.quickstart.rows import Rows
 from deft.quickstart.teller import Teller, row_bar
+from deft.report.texts import Lang
 from deft.report.values import shown_value
 from deft.screen import say
 from deft.types import Example, Message
@@ -25,6 +30,19 @@ from deft.types import Example, Message
 if TYPE_CHECKING:
     from deft.model.load import LoadedModel
     from deft.prompt.formats.kinds import ChatFormat
+
+
+EXAMPLES = Path("examples/abilities")
+"""Of the current folder; rows that lie there go before those that come with deft."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rows:
+    """The examples of the three splits; of each ability a first part where the plan says so."""
+
+    train: Sequence[Example]
+    valid: Sequence[Example]
+    test: Sequence[Example]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,20 +82,38 @@ def load(plan: Plan, tell: Teller) -> "tuple[LoadedModel, ChatFormat]":
     """Load the model to start from, and say what it is."""
     from deft.hub.known import format_parameters
 
-    loaded, chat_format = load_with_format(plan.config.model)
+    loaded, chat_format = load_to_measure(plan.config.model, dtype="float32")
     parameters = format_parameters(sum(weights.numel() for weights in loaded.model.parameters()))
     tell.say("model_ready", model=shown_value(plan.config.model), parameters=parameters)
     return loaded, chat_format
 
 
-def load_with_format(name: str | Path) -> "tuple[LoadedModel, ChatFormat]":
-    """Load a model, and the chat format that training on it uses."""
-    from deft.model.load import load_model
-    from deft.training.prepare import prepare_chat_format
+def example_folder(lang: Lang) -> Path:
+    """Return the folder of a language's example rows: of the current folder, else those that come with deft."""
+    own = EXAMPLES / lang / "curated"
+    return own if own.is_dir() else shipped_rows(lang)
 
-    loaded = load_model(name, dtype="float32")
-    chat_format, _ = prepare_chat_format(loaded, "auto")
-    return loaded, chat_format
+
+def read_rows(plan: Plan) -> Rows:
+    """Read the three splits."""
+    return Rows(
+        train=spread(read_examples(plan.config.train).examples, plan.max_train_rows),
+        valid=spread(read_examples(plan.config.valid).examples, plan.num_valid_rows),
+        test=spread(read_examples([plan.test]).examples, plan.max_test_rows),
+    )
+
+
+def spread(examples: Sequence[Example], limit: int | None) -> Sequence[Example]:
+    """Return at most `limit` examples, the first of every ability in turn, in their order."""
+    if limit is None or limit >= len(examples):
+        return examples
+    place_in_ability: dict[str | None, int] = {}
+    ranked = []
+    for index, example in enumerate(examples):
+        place = place_in_ability.setdefault(example.ability, 0)
+        place_in_ability[example.ability] += 1
+        ranked.append((place, index))
+    return [examples[index] for index in sorted(index for _, index in sorted(ranked)[:limit])]
 
 
 def show_data(rows: Rows, chat_format: "ChatFormat", plan: Plan, tell: Teller) -> None:

@@ -126,6 +126,11 @@ class TrainConfig:
     """Further settings for `transformers.TrainingArguments` (deepspeed, report_to, …); refused where deft decides."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "output_dir", Path(self.output_dir))  # whoever calls from Python may write a string
+        for name in ("train", "valid"):
+            given = getattr(self, name)
+            paths = (given,) if isinstance(given, str | Path) else given
+            object.__setattr__(self, name, tuple(Path(path) for path in paths))
         for name, kind in get_type_hints(TrainConfig).items():
             value = getattr(self, name)
             if get_origin(kind) is Literal:

@@ -22,10 +22,8 @@ from deft.model.load import LoadedModel, load_model
 from deft.model.memory import is_out_of_memory, keep_freed_memory
 from deft.model.selftest import check_packing
 from deft.model.speed import checkpoint_activations, compile_layers
-from deft.model.vocabulary import check_rows
-from deft.prompt.detect import chat_format_to_train
+from deft.model.vocabulary import check_rows, make_room
 from deft.prompt.encode import EncodeResult
-from deft.prompt.formats.kinds import ChatFormat, FormatKind
 from deft.training.config import TrainConfig
 from deft.training.out_of_memory import free_memory
 from deft.training.sharding import deepspeed_dtype, follow_first_process, reads_once, tell_other_processes
@@ -149,21 +147,6 @@ def weights_dtype(config: TrainConfig) -> str:
     if config.dtype == "auto":  # that of the device which trains, wherever the model is loaded first
         return str(choose_dtype(choose_device(None))).removeprefix("torch.")
     return config.dtype
-
-
-def prepare_chat_format(loaded: LoadedModel, kind: FormatKind) -> tuple[ChatFormat, int]:
-    """Return the format the checkpoint carries, or the one asked for, and how many tokens it added to the model."""
-    chat_format, num_added_tokens = chat_format_to_train(loaded.tokenizer, loaded.path, kind)
-    if num_added_tokens:
-        make_room(loaded)
-    return chat_format, num_added_tokens
-
-
-def make_room(loaded: LoadedModel, *, seed: int = 0) -> None:
-    """Give a model an embedding for every token that its tokenizer has; the new rows are random, by `seed`."""
-    torch.manual_seed(seed)
-    if len(loaded.tokenizer) > loaded.model.get_input_embeddings().weight.shape[0]:
-        loaded.model.resize_token_embeddings(len(loaded.tokenizer), mean_resizing=False)
 
 
 def with_adapters(model: PreTrainedModel, config: TrainConfig, *, train_embeddings: bool) -> Any:

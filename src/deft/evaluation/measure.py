@@ -1,0 +1,86 @@
+"""How surprised a model is by examples it never trained on, by one plain call.
+
+In: the name of a model, and examples. Out: the mean loss of each ability with its interval, the losses of the rows
+behind it, and the examples that could not be measured, with the reasons.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deft.errors import UserError
+from deft.evaluation.loss import row_losses
+from deft.intervals import MeanLoss, mean_losses
+from deft.losses import RowLoss
+from deft.model.load import load_model
+from deft.model.size import num_positions
+from deft.model.vocabulary import make_room
+from deft.prompt.detect import chat_format_to_train
+from deft.prompt.encode import encode_examples
+from deft.types import Dropped, Example
+
+if TYPE_CHECKING:
+    from deft.model.load import LoadedModel
+    from deft.prompt.formats.kinds import ChatFormat
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossResult:
+    """What `evaluate_loss` measured.
+
+    `abilities` are the mean losses by name of the ability, that of all rows, called `all`, last; `rows` the losses
+    they are means of, in the order of the examples; `dropped` the examples that were left out, and why.
+    """
+
+    abilities: tuple[MeanLoss, ...]
+    rows: tuple[RowLoss, ...]
+    dropped: tuple[Dropped, ...]
+
+
+def evaluate_loss(
+    model: str | Path,
+    examples: Sequence[Example],
+    *,
+    max_length_tokens: int = 2048,
+    dtype: str = "auto",
+    device: str | None = None,
+) -> LossResult:
+    """Measure how surprised a model is by the replies of examples, which it should not have been trained on.
+
+    Losses are negative log-likelihoods in nats per supervised token; each mean comes with the interval in which it
+    would lie with other rows of the same kind (95 %, NaN for fewer than six rows). Two models measured on the same
+    examples are compared by `deft.paired_changes(before.rows, after.rows)`.
+
+    `model` is an alias, a folder or a hub id. Examples longer than `max_length_tokens`, or than the model's positions,
+    lose their oldest turns, as in training. `dtype` and `device` "auto" and None: bfloat16 on a GPU, else float32.
+
+    Example:
+        >>> result = deft.evaluate_loss("smollm2-135m", deft.read_examples("test.jsonl").examples)
+        >>> for mean in result.abilities:
+        ...     print(mean.ability, round(mean.loss, 3), mean.num_rows)
+
+    Raises:
+        UserError: if the model is not found or cannot be loaded, or no example can be measured.
+    """
+    loaded, chat_format = load_to_measure(model, dtype=dtype, device=device)
+    limit = min(max_length_tokens, num_positions(loaded.path) or max_length_tokens)
+    encoded = encode_examples(examples, chat_format, max_length_tokens=limit)
+    if not encoded.sequences:
+        got = f"{len(encoded.dropped)} of {len(examples)} examples dropped"
+        if encoded.dropped:
+            got += f"; the first: {encoded.dropped[0].reason}: {encoded.dropped[0].detail}"
+        raise UserError("there is no example to measure a loss on", got=got, fix="see what `deft.audit` says of them")
+    rows = row_losses(loaded.model, encoded.sequences, pack_length_tokens=limit)
+    return LossResult(abilities=mean_losses(rows), rows=tuple(rows), dropped=encoded.dropped)
+
+
+def load_to_measure(
+    name: str | Path, *, dtype: str = "auto", device: str | None = None
+) -> "tuple[LoadedModel, ChatFormat]":
+    """Load a model, and the chat format that it was trained with, or that training on it will use."""
+    loaded = load_model(name, dtype=dtype, device=device)
+    chat_format, num_added_tokens = chat_format_to_train(loaded.tokenizer, loaded.path)
+    if num_added_tokens:
+        make_room(loaded)
+    return loaded, chat_format
