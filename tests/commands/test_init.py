@@ -35,6 +35,7 @@ def test_a_starter_has_a_recipe_rows_and_a_readme(
     assert not leaks(train, valid)
     assert all(re.search(letters, row.messages[-1].content) for row in train)
     readme = (folder / "README.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(folder)
     for line in re.findall(r"`?(deft [a-z]+ [^`\n]+)", readme):
         cli.app.parse_args(line.split()[1:], exit_on_error=False, print_error=False)
     assert readme.count("\ndeft ") == 3

@@ -95,6 +95,24 @@ def test_products_are_counted_by_hand() -> None:
     assert [product.flop for product in (forward, of_input, of_weight)] == [2 * 7 * 3 * 5] * 3
 
 
+def test_a_block_of_a_product_is_compared_with_float64() -> None:
+    for product in matmul.products_of(Shape(100, 300, 1), 200):
+        whole = product.to(torch.float64)()
+        rows, columns = (matmul.spread(size) for size in whole.shape)
+        assert len(rows) == len(columns) == matmul.BLOCK and rows[-1] == whole.shape[0] - 1
+        assert torch.allclose(product.block(rows, columns), whole[rows][:, columns], rtol=1e-12)
+        assert matmul.relative_error(product, product()) < 1e-6
+        rounded = product.to(torch.bfloat16)().float()
+        assert 1e-3 < matmul.relative_error(product, rounded) < 1e-2
+
+
+def test_a_head_is_measured_in_little_memory() -> None:
+    forward, of_input, of_weight = matmul.products_of(Shape(576, 262_144, 1), 1024)
+    assert all(product.left.numel() <= matmul.MAX_WEIGHTS for product in (forward, of_input, of_weight))
+    assert forward.right.numel() <= matmul.MAX_WEIGHTS
+    assert forward.right.shape[1] == of_weight.right.shape[1] == 576
+
+
 def test_the_switch_comes_back_as_it_was() -> None:
     before = SWITCH.fp32_precision
     with pytest.raises(KeyError, match="坏"), products_by("onednn"):

@@ -10,6 +10,7 @@ from typing import Any
 
 from deft.errors import UserError
 from deft.files import cannot_write
+from deft.hub.quiet import quiet_transformers
 
 CHECK_TEXTS = ("The capital of France is Paris, and 2 + 2 = 4.", "你好，世界！今天天气很好，我们学习机器学习。")
 
@@ -26,8 +27,6 @@ def convert(gguf: Path, folder: Path) -> None:
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, GenerationConfig
-
-    from deft.hub.quiet import quiet_transformers
 
     with quiet_transformers():
         try:

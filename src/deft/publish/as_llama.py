@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers import LlamaConfig, LlamaForCausalLM
+
 from deft.errors import UserError, did_you_mean
 from deft.hub.files import ADAPTER_CONFIG, read_json
 from deft.hub.find import base_of, find_folder
-from deft.model.baichuan2.configuration import MODEL_TYPE
+from deft.model.baichuan2.configuration import MODEL_TYPE, Baichuan2Config
 from deft.publish.merge import Ready, check_logits, logits_of
 
 if TYPE_CHECKING:
@@ -27,7 +29,6 @@ def check_layout(folder: Path, to: str, *, keep_adapter: bool = False) -> None:
     Raises:
         UserError: if the layout is unknown, or the checkpoint, or the base model of its adapter, does not fit into it.
     """
-    from deft.model.baichuan2.configuration import Baichuan2Config
 
     if to not in LAYOUTS:
         raise UserError("unknown layout to export to", got=to, fix=did_you_mean(to, LAYOUTS))
@@ -56,7 +57,6 @@ def as_llama(ready: Ready) -> Ready:
         UserError: if it computes other logits.
     """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     config = ready.model.config
     same = (
