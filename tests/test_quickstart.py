@@ -371,7 +371,7 @@ def test_a_model_that_hardly_knows_chinese_is_told_at_both_ends_with_the_way_out
 ) -> None:
     known = dataclasses.replace(KNOWN_MODELS["smollm2-135m"], alias=str(model))
     monkeypatch.setitem(KNOWN_MODELS, str(model), known)
-    monkeypatch.setattr("deft.hub.cache.is_present", lambda model: True)
+    monkeypatch.setattr(job, "is_present", lambda model: True)
     monkeypatch.setattr("deft.hub.find.find_model", lambda name, **_: Path(name))
     monkeypatch.setattr("deft.quickstart.stages.bring_model", lambda plan, tell: None)
     _, printed = start(model, tmp_path, lang=lang, max_train_rows=5, max_test_rows=10)
