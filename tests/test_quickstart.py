@@ -17,7 +17,7 @@ from deft.files import read_object
 from deft.hub.known import KNOWN_MODELS
 from deft.intervals import paired_changes
 from deft.losses import read_rows_kept
-from deft.quickstart import job, quickstart
+from deft.quickstart import job, quickstart, stages
 from deft.quickstart.outcome import verdicts
 from deft.quickstart.plan import Plan, plan_key
 from deft.quickstart.prompts import PROMPTS
@@ -371,7 +371,8 @@ def test_a_model_that_hardly_knows_chinese_is_told_at_both_ends_with_the_way_out
 ) -> None:
     known = dataclasses.replace(KNOWN_MODELS["smollm2-135m"], alias=str(model))
     monkeypatch.setitem(KNOWN_MODELS, str(model), known)
-    monkeypatch.setattr(job, "is_present", lambda model: True)
+    for module in (job, stages):
+        monkeypatch.setattr(module, "is_present", lambda model: True)
     monkeypatch.setattr("deft.hub.find.find_model", lambda name, **_: Path(name))
     monkeypatch.setattr("deft.quickstart.stages.bring_model", lambda plan, tell: None)
     _, printed = start(model, tmp_path, lang=lang, max_train_rows=5, max_test_rows=10)
