@@ -18,7 +18,18 @@ from tests.imports import (
     room_sizes,
 )
 
-FOUNDATION = {"errors", "files", "fingerprint", "intervals", "locks", "losses", "registry", "screen", "types"}
+FOUNDATION = {
+    "errors",
+    "files",
+    "fingerprint",
+    "intervals",
+    "language",
+    "locks",
+    "losses",
+    "registry",
+    "screen",
+    "types",
+}
 """What every room may import."""
 
 ALLOWED: dict[str, set[str]] = {
@@ -26,10 +37,11 @@ ALLOWED: dict[str, set[str]] = {
     "files": {"errors"},
     "fingerprint": {"errors", "files"},
     "intervals": {"errors", "losses"},
+    "language": {"errors"},
     "locks": {"errors", "files", "fingerprint"},
     "losses": {"errors", "files", "types"},
     "registry": {"errors"},
-    "screen": {"errors"},
+    "screen": {"errors", "language"},
     "types": {"errors"},
     "hub": FOUNDATION,
     "data": FOUNDATION,

@@ -1,5 +1,7 @@
 """Text for the terminal: deft's own words may carry markup, whatever else goes into them is shown as it is.
 
+Templates are written in English here and everywhere; they are printed in the language that deft speaks.
+
 A path such as `data[old]/rows.jsonl` is no markup, and a control character in a file's name must not drive the
 terminal. So no text is printed that has values in it already; tests/test_screen.py reads the source for that.
 """
@@ -10,6 +12,7 @@ from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 from deft.errors import visible
+from deft.language.catalogue import shown, template_for
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,17 +41,18 @@ def say(console: "Console", template: str, *, style: str = "", fold: bool = Fals
 def styled(template: str, **values: Any) -> "Text":
     """Return a template with rich's markup as text, its `{fields}` filled with values that are never markup.
 
-    Fields are written as in `str.format` (`{loss:.3f}`); control characters in values are shown as escapes.
+    Fields are written as in `str.format` (`{loss:.3f}`); control characters in values are shown as escapes. The
+    template is printed in the language that deft speaks, where its catalogue has it.
     """
     from rich.text import Span, Text
 
     marked = ""
     filled: list[str] = []
-    for literal, field, spec, _ in Formatter().parse(template):
+    for literal, field, spec, conversion in Formatter().parse(template_for(template)):
         marked += literal
         if field is not None:
             marked += chr(FIRST_MARK + len(filled))
-            filled.append(visible(format(values[field], spec) if spec else str(values[field]), keep=SPACES))
+            filled.append(visible(shown(values[field], spec, conversion), keep=SPACES))
     text = Text.from_markup(marked, emoji=False)
     value_of = {chr(FIRST_MARK + place): value for place, value in enumerate(filled)}
     parts = [value_of.get(character, character) for character in text.plain]

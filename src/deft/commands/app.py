@@ -14,6 +14,8 @@ from cyclopts.exceptions import CycloptsError
 from deft import __version__
 from deft.commands.exits import run_or_explain
 from deft.errors import visible
+from deft.language.catalogue import speak, spoken, translated
+from deft.language.choose import choose_language
 from deft.registry import resolve
 from deft.screen import console
 
@@ -64,14 +66,15 @@ def fill_from_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCol
 
 
 def shown_error(error: CycloptsError) -> Any:
-    """Return a wrong flag or value as cyclopts shows it; those of a recipe come from a file, and so from others."""
-    return CycloptsPanel(visible(str(error), keep="\n"))
+    """Return a wrong flag or value as cyclopts words it; those of a recipe come from a file, and so from others."""
+    return CycloptsPanel(visible(translated(str(error)), keep="\n"), title=translated("Error"))
 
 
 app = App(
     name="deft",
     help="Find how little data each ability needs, train on exactly that, and prove it.\n\n"
-    "With any command, --no-hub keeps deft from asking a model hub for anything.",
+    "With any command, --no-hub keeps deft from asking a model hub for anything, and --lang zh lets it speak Chinese "
+    "(as does DEFT_LANG=zh, or a Chinese locale; --lang en, English).",
     version=__version__,
     suppress_keyboard_interrupt=False,
     config=fill_from_recipe,
@@ -90,7 +93,26 @@ def without_hub(tokens: Sequence[str]) -> list[str]:
     return [token for token in tokens if token != NO_HUB]
 
 
+def run(tokens: Sequence[str]) -> None:
+    """Run a command line in the language that it, the environment or the locale asks for.
+
+    Raises:
+        UserError: if it asks for a language that deft does not speak, and whatever the command raises.
+    """
+    language, rest = choose_language(without_hub(tokens), os.environ)
+    speak(language)
+    if spoken() == "en":
+        app.help_formatter = None
+    else:
+        from deft.commands.help import TranslatedHelp
+
+        app.help_formatter = TranslatedHelp()
+    app(rest, console=console(), exit_on_error=False, result_action="return_value")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
-    tokens = without_hub(sys.argv[1:] if arguments is None else arguments)
-    sys.exit(run_or_explain(lambda: app(tokens, console=console(), exit_on_error=False, result_action="return_value")))
+    try:
+        sys.exit(run_or_explain(lambda: run(sys.argv[1:] if arguments is None else arguments)))
+    finally:
+        speak("en")  # as it was for whoever called from Python

@@ -10,6 +10,7 @@ from cyclopts.validators import Number
 
 from deft.commands.rows import read, tokenizer_and_format
 from deft.errors import UserError
+from deft.language.catalogue import spoken
 from deft.model.size import num_positions
 from deft.screen import console, say
 
@@ -178,7 +179,7 @@ def audit(
         max_length_tokens=max_length_tokens,
         end_of_turn_ids=chat_format.end_of_turn_ids,
     )
-    screen.print(audit_table(result))
+    screen.print(audit_table(result, spoken()))
     for warning in result.warnings:
         say(screen, "[yellow]note:[/] {warning}", warning=warning, fold=True)
     reasons = list(result.stop_reasons)

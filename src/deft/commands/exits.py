@@ -10,6 +10,8 @@ from typing import Any
 from cyclopts.exceptions import CycloptsError
 
 from deft.errors import UserError, panics_told
+from deft.language.catalogue import worded
+from deft.language.errors import told
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells have it (128 + SIGINT)."""
@@ -30,7 +32,7 @@ def run_or_explain(command: Callable[[], Any]) -> int:
     except CycloptsError:
         return 2  # cyclopts has printed it
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        print("\n" + worded("interrupted"), file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         discard_output()
@@ -50,7 +52,7 @@ def explain(error: UserError) -> int:
     from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+    Console(stderr=True).print(Text.assemble((worded("error: "), "bold red"), told(error)), soft_wrap=True)
     return 2
 
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Literal
 
 from deft.data.shipped import shipped_rows
 from deft.errors import UserError
 from deft.files import cannot_write, remove, written_whole
+from deft.language.catalogue import spoken
 from deft.screen import console, say
 
 STARTERS = Path(str(resources.files("deft.commands"))) / "starter"
@@ -21,16 +21,15 @@ NUM_ROWS = {"train": 8, "valid": 6}
 """Of each ability; six is the fewest whose change gets an interval."""
 
 
-def init(folder: Path, *, lang: Literal["en", "zh"] = "en") -> None:
+def init(folder: Path) -> None:
     """Write a starter folder: a recipe, a few rows, and a README with the next commands.
 
     Parameters
     ----------
     folder
         A new folder, or an empty one.
-    lang
-        Language of the rows and of the README.
     """
+    lang = spoken()
     with filled_whole(folder) as place:
         shutil.copyfile(STARTERS / lang / "recipe.yaml", place / "recipe.yaml")
         shutil.copyfile(STARTERS / lang / "README.md", place / "README.md")

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from deft.hub.cache import is_present
 from deft.hub.known import KNOWN_MODELS, format_parameters
 from deft.hub.pull import pull as pull_model
+from deft.language.catalogue import translated, worded
 from deft.screen import console, say
 
 if TYPE_CHECKING:
@@ -25,19 +26,19 @@ def models_table(models_dir: Path | None = None) -> "Table":
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
-    table.add_column("name", no_wrap=True)
-    table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("here", no_wrap=True)
-    table.add_column("where from, languages, licence")
+    table.add_column(worded("name"), no_wrap=True)
+    table.add_column(worded("size"), justify="right", no_wrap=True)
+    table.add_column(worded("here"), no_wrap=True)
+    table.add_column(worded("where from, languages, licence"))
     for model in KNOWN_MODELS.values():
         facts = [f"{model.hub_id or model.source}", f"{', '.join(model.languages)} · {model.license}"]
         if model.note:
-            facts.append(f"[dim]{model.note}[/]")
+            facts.append(f"[dim]{translated(model.note)}[/]")
         if model.terms is not None:
             facts.append(f"[dim]{model.terms.name}: {model.terms.url}[/]")
-        here = "yes" if is_present(model, models_dir) else "no"
+        here = worded("yes") if is_present(model, models_dir) else worded("no")
         table.add_row(model.alias, format_parameters(model.num_parameters), here, "\n".join(facts))
-    table.caption = "any local folder or hub id (org/name) works too"
+    table.caption = worded("any local folder or hub id (org/name) works too")
     return table
 
 
@@ -67,6 +68,6 @@ def pull(
         source=source,
         verify=verify,
         accept_license=accept_license,
-        progress=lambda text: say(screen, "{text}", text=text),
+        progress=lambda text: say(screen, "{text!t}", text=text),
     )
     say(screen, "[green]✓[/] {folder}", folder=folder)

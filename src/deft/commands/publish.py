@@ -38,7 +38,7 @@ def merge(
         dtype=dtype,
         overwrite=overwrite,
         verify=verify == "all",
-        tell=lambda text: say(screen, "{text}", text=text),
+        tell=lambda text: say(screen, "{text!t}", text=text),
     )
     say(screen, "[green]✓[/] merged: {out}", out=out)
 
@@ -100,7 +100,7 @@ def export(
         verify=verify == "all",
         push=push,
         public=public,
-        tell=lambda text: say(screen, "{text}", text=text),
+        tell=lambda text: say(screen, "{text!t}", text=text),
     )
     for note in result.notes:
         say(screen, "[yellow]note:[/] {note}", note=note, fold=True)

@@ -1,15 +1,14 @@
 """`deft quickstart`: the whole path on the example data."""
 
 from pathlib import Path
-from typing import Literal
 
+from deft.language.catalogue import spoken
 from deft.screen import console
 
 
 def quickstart(
     *,
     model: str = "smollm2-135m",
-    lang: Literal["en", "zh"] = "en",
     again: bool = False,
     runs: Path = Path("runs"),
     accept_license: bool = False,
@@ -20,8 +19,6 @@ def quickstart(
     ----------
     model
         The model to start from.
-    lang
-        Half of the example data, and the language of the report.
     again
         Train again although a finished quickstart is there.
     runs
@@ -31,4 +28,4 @@ def quickstart(
     """
     from deft.quickstart import quickstart as run_quickstart
 
-    run_quickstart(model=model, lang=lang, again=again, runs=runs, console=console(), accept_license=accept_license)
+    run_quickstart(model=model, lang=spoken(), again=again, runs=runs, console=console(), accept_license=accept_license)

@@ -31,7 +31,7 @@ def read(
         paths, skip_broken=skip_broken, ability=ability, ignore_fields=ignore_fields, fields=fields, written=written
     )
     for line in files_told(result.sources, result.left_out):
-        say(console(), "{line}", line=line)
+        say(console(), "{line!t}", line=line)
     if not result.examples:
         first = result.broken[0]
         raise UserError(

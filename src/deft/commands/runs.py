@@ -15,6 +15,7 @@ from rich.text import Text
 
 from deft.errors import UserError, did_you_mean, visible
 from deft.files import read_object
+from deft.language.catalogue import translated, worded
 from deft.screen import console, say
 from deft.training.checkpoint import link_to
 from deft.training.lock import is_running
@@ -107,7 +108,8 @@ def show(run: str = "latest", *, runs: Path = RUNS) -> None:
     state = styled_state(one)
     screen.print(Text.assemble((visible(one.name), "bold"), "  ", state))
     screen.print(side_by_side([one], settings_of, all_settings([one])))
-    for title, rows in (("loss on held-out rows, in nats per token", losses_of), ("training loss", training_of)):
+    titles = worded("loss on held-out rows, in nats per token"), worded("training loss")
+    for title, rows in zip(titles, (losses_of, training_of), strict=True):
         names = names_of([one], rows)
         if names:
             say(screen, "\n[bold]{title}[/]", title=title)
@@ -167,8 +169,8 @@ def remove(*names: str, runs: Path = RUNS, yes: bool = False) -> None:
         if not sys.stdin.isatty():
             raise UserError("nobody is there to ask", got=" ".join(run.name for run in chosen), fix="add --yes")
         for run in chosen:
-            say(screen, "{name}  {state}  {size}", name=run.name, state=run.state, size=shown_size(run.size_bytes))
-        if input("delete this for good? [y/N] ").strip().lower() not in ("y", "yes"):
+            say(screen, "{name}  {state!t}  {size}", name=run.name, state=run.state, size=shown_size(run.size_bytes))
+        if input(worded("delete this for good? [y/N] ")).strip().lower() not in ("y", "yes"):
             say(screen, "nothing was deleted")
             return
     for run in chosen:
@@ -242,14 +244,14 @@ def point_latest(runs: Path) -> None:
 def runs_table(found: Sequence[Run]) -> Table:
     """Return the list of runs, for a terminal of 80 columns: the model's name alone folds."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("run", no_wrap=True)
-    table.add_column("model", overflow="fold", min_width=8)
-    table.add_column("method", no_wrap=True)
-    for name in ("rows", "steps"):
+    table.add_column(worded("run"), no_wrap=True)
+    table.add_column(worded("model"), overflow="fold", min_width=8)
+    table.add_column(worded("method"), no_wrap=True)
+    for name in (worded("rows"), worded("steps")):
         table.add_column(name, no_wrap=True, justify="right")
-    table.add_column("state", no_wrap=True)
-    table.add_column("loss", no_wrap=True)
-    table.add_column("size", no_wrap=True, justify="right")
+    table.add_column(worded("state"), no_wrap=True)
+    table.add_column(worded("loss"), no_wrap=True)
+    table.add_column(worded("size"), no_wrap=True, justify="right")
     for run in found:
         cells = (
             run.name,
@@ -266,7 +268,7 @@ def runs_table(found: Sequence[Run]) -> Table:
 
 def styled_state(run: Run) -> Text:
     """Return a run's state in its colour."""
-    return Text(run.state, style=STYLES[run.state])
+    return Text(translated(run.state), style=STYLES[run.state])
 
 
 def shown_losses(run: Run) -> str:
@@ -285,8 +287,8 @@ def settings_of(run: Run) -> dict[str, str]:
     settings = {name: value for name, value in run.settings.items() if name not in NOT_SHOWN}
     facts = {name: run.record.get(name) for name in ("num_train_rows", "num_valid_rows", "rows_per_step")}
     if run.record.get("held_out"):
-        settings["valid"] = "held out"
-    found = settings | facts | {"steps": run.step, "state": run.state}
+        settings["valid"] = worded("held out")
+    found = settings | facts | {"steps": run.step, "state": translated(run.state)}
     return {name: shown(value) for name, value in found.items() if value not in (None, [], {})}
 
 
@@ -294,7 +296,9 @@ def losses_of(run: Run) -> dict[str, str]:
     """Return the losses on held-out rows: over all rows by epoch, then of each ability before and at the best."""
     found = {}
     for line in run.measured:
-        when = f"epoch {round(line.get('epoch') or 0, 2):g}" if line["step"] else "before training"
+        when = worded("before training")
+        if line["step"]:
+            when = worded("epoch {epoch:g}", epoch=round(line.get("epoch") or 0, 2))
         found[when] = f"{line['eval_loss']:.4f}"
     later = [line for line in run.measured if line["step"]]
     if not later:
@@ -310,7 +314,8 @@ def losses_of(run: Run) -> dict[str, str]:
 def training_of(run: Run) -> dict[str, str]:
     """Return the training loss at the first and the last step."""
     losses = [line["loss"] for line in run.metrics if "loss" in line]
-    return {"first step": f"{losses[0]:.4f}", "last step": f"{losses[-1]:.4f}"} if losses else {}
+    steps = worded("first step"), worded("last step")
+    return dict(zip(steps, (f"{losses[0]:.4f}", f"{losses[-1]:.4f}"), strict=True)) if losses else {}
 
 
 def all_settings(found: Sequence[Run]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -10,6 +10,7 @@ from cyclopts.validators import Number
 from deft.commands.exits import INTERRUPTED
 from deft.commands.rows import read_configured
 from deft.errors import UserError
+from deft.language.catalogue import spoken
 from deft.screen import console, say
 from deft.training.config import TrainConfig
 
@@ -24,7 +25,6 @@ def train(
     recipe: Path | None = None,
     *,
     config: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008
-    lang: Literal["en", "zh"] = "en",
     dry_run: bool = False,
     devices: Annotated[int | None, AT_LEAST_1] = None,
     device_memory: str | None = None,
@@ -35,8 +35,6 @@ def train(
     ----------
     recipe
         A YAML file with a section `train`.
-    lang
-        Language of what is said at the end, and of the report.
     dry_run
         Train nothing and write nothing: print the rows, steps, time and memory that the run would take.
     devices
@@ -50,7 +48,7 @@ def train(
         flag = "--devices" if devices is not None else "--device-memory"
         raise UserError("this flag belongs to a dry run", got=flag, fix="add --dry-run, or leave it out")
     else:
-        train_files(config, lang)
+        train_files(config, spoken())
 
 
 def estimate_files(config: TrainConfig, *, num_devices: int, device_memory: str | None) -> None:

@@ -17,6 +17,7 @@ from deft.data.fields import UnusedField
 from deft.data.files import LeftOut
 from deft.data.read import BrokenRow, FileRead
 from deft.errors import visible
+from deft.language.catalogue import translated, worded
 
 NUM_FILES_SHOWN = 6
 NUM_NAMES_SHOWN = 5
@@ -97,10 +98,10 @@ def unused_lines(unused: Sequence[UnusedField], limit: int = 8) -> list[str]:
 def problems_table(broken: Sequence[BrokenRow]) -> Table:
     """Return broken rows, one a line: where, why, and what was found there."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("where", "problem", "found"):
+    for name in (worded("where"), worded("problem"), worded("found")):
         table.add_column(name, overflow="fold")
     for row in broken:
-        table.add_row(*(Text(visible(cell)) for cell in (row.source, row.reason, row.got or "")))
+        table.add_row(*(Text(visible(cell)) for cell in (row.source, translated(row.reason), row.got or "")))
     return table
 
 

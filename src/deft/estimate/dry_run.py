@@ -14,10 +14,11 @@ from deft.estimate.estimate import Estimate, estimate
 from deft.estimate.memory import SHARDINGS, MemoryEstimate
 from deft.hub.files import ADAPTER_CONFIG
 from deft.hub.find import find_folder
+from deft.language.catalogue import translated, worded
 from deft.model.cost import ADAM_BYTES_PER_PARAMETER
 from deft.model.load import load_tokenizer
 from deft.prompt.detect import chat_format_to_train
-from deft.screen import say
+from deft.screen import say, styled
 from deft.training.arguments import arguments_of
 from deft.training.config import TrainConfig
 from deft.training.kernel import in_fast_format
@@ -61,7 +62,7 @@ def dry_run(
     rows = encode(train_examples, tokenizer, chat_format, config, split="training", console=console)
     if valid_examples:
         encode(valid_examples, tokenizer, chat_format, config, split="validation", console=console)
-    with console.status("tracing steps without numbers …"):
+    with console.status(styled("tracing steps without numbers …")):
         found = estimate(
             config,
             folder,
@@ -103,7 +104,7 @@ def print_estimate(found: Estimate, config: TrainConfig, console: Console) -> No
         if found.advice is None:
             say(console, "[green]✓[/] it fits into {place}", place=place)
         else:
-            say(console, "[red]✗[/] it does not fit into {place}: {advice}", place=place, advice=found.advice)
+            say(console, "[red]✗[/] it does not fit into {place}: {advice!t}", place=place, advice=found.advice)
 
 
 def plain_table(title: str) -> Table:
@@ -114,23 +115,25 @@ def plain_table(title: str) -> Table:
 def work_table(found: Estimate) -> Table:
     """Return the table of rows, tokens, packs, steps and time."""
     work, speed = found.workload, found.speed
-    table = plain_table("the run")
-    table.add_column("what")
-    table.add_column("how much", justify="right")
-    table.add_row("rows", f"{work.num_rows:,}")
+    table = plain_table(worded("the run"))
+    table.add_column(worded("what"))
+    table.add_column(worded("how much"), justify="right")
+    table.add_row(worded("rows"), f"{work.num_rows:,}")
     for reason, count in work.dropped:
-        table.add_row(f"dropped: {reason}", f"{count:,}")
+        table.add_row(worded("dropped: {reason}", reason=reason), f"{count:,}")
     if work.num_shortened:
-        table.add_row("shortened to fit", f"{work.num_shortened:,}")
-    table.add_row("tokens, each epoch", f"{work.num_tokens:,}")
-    table.add_row("supervised tokens", f"{work.num_supervised:,}")
-    table.add_row("packs, first epoch", f"{work.num_packs:,}")
-    table.add_row("largest pack, tokens", f"{work.largest_pack_tokens:,}")
-    table.add_row("optimizer steps, each epoch", f"{work.steps_per_epoch:,}")
-    table.add_row("optimizer steps in all", f"{work.num_steps:,}")
-    table.add_row("time, about", shown_time(found.time_s))
+        table.add_row(worded("shortened to fit"), f"{work.num_shortened:,}")
+    table.add_row(worded("tokens, each epoch"), f"{work.num_tokens:,}")
+    table.add_row(worded("supervised tokens"), f"{work.num_supervised:,}")
+    table.add_row(worded("packs, first epoch"), f"{work.num_packs:,}")
+    table.add_row(worded("largest pack, tokens"), f"{work.largest_pack_tokens:,}")
+    table.add_row(worded("optimizer steps, each epoch"), f"{work.steps_per_epoch:,}")
+    table.add_row(worded("optimizer steps in all"), f"{work.num_steps:,}")
+    table.add_row(worded("time, about"), shown_time(found.time_s))
     rate = speed.matmul_flop_per_s / 1e9
-    table.caption = f"time: an estimate from this {speed.device}'s {rate:,.0f} GFLOP/s of matrix products"
+    table.caption = worded(
+        "time: an estimate from this {device}'s {rate:,.0f} GFLOP/s of matrix products", device=speed.device, rate=rate
+    )
     return table
 
 
@@ -139,43 +142,61 @@ def parts_table(found: Estimate) -> Table:
     chosen, size = found.chosen, found.size
     num_parts = 1 if chosen.sharding == "none" else chosen.num_devices
     has_copy = chosen.optimizer_bytes * num_parts > ADAM_BYTES_PER_PARAMETER * size.num_trainable
-    table = plain_table(f"memory of one device: {way_of(chosen)}")
-    table.add_column("what")
-    table.add_column("bytes", justify="right")
-    table.add_column("of which", overflow="fold")
-    notes = {
-        "weights": f"{size.num_parameters:,} parameters",
-        "gathered": "what devices bring together or exchange",
-        "gradients": f"{size.num_trainable:,} trained; those there at this moment",
-        "optimizer": "AdamW's two moments" + (", and the weights in fp32" if has_copy else ""),
-        "activations": f"{shown_bytes(chosen.saved_per_layer_bytes)} kept by each of {size.num_layers} layers",
-        "attention": "outputs, row by row",
-        "head": f"{found.workload.largest_pack_supervised:,} supervised positions, a chunk at a time",
-        "weight_copies": "weights in the format products are computed in",
-        "working": "the rest of the backward pass",
-        "library": "libraries and their buffers",
+    table = plain_table(worded("memory of one device: {way}", way=way_of(chosen)))
+    table.add_column(worded("what"))
+    table.add_column(worded("bytes"), justify="right")
+    table.add_column(worded("of which"), overflow="fold")
+    parts = {
+        "weights": (worded("weights"), worded("{number:,} parameters", number=size.num_parameters)),
+        "gathered": (worded("gathered"), worded("what devices bring together or exchange")),
+        "gradients": (
+            worded("gradients"),
+            worded("{number:,} trained; those there at this moment", number=size.num_trainable),
+        ),
+        "optimizer": (
+            worded("optimizer"),
+            worded("AdamW's two moments, and the weights in fp32" if has_copy else "AdamW's two moments"),
+        ),
+        "activations": (
+            worded("activations"),
+            worded(
+                "{size} kept by each of {layers} layers",
+                size=shown_bytes(chosen.saved_per_layer_bytes),
+                layers=size.num_layers,
+            ),
+        ),
+        "attention": (worded("attention"), worded("outputs, row by row")),
+        "head": (
+            worded("head"),
+            worded("{number:,} supervised positions, a chunk at a time", number=found.workload.largest_pack_supervised),
+        ),
+        "weight_copies": (worded("weight copies"), worded("weights in the format products are computed in")),
+        "working": (worded("working"), worded("the rest of the backward pass")),
+        "library": (worded("library"), worded("libraries and their buffers")),
     }
-    for name, note in notes.items():
+    for name, (word, note) in parts.items():
         value = getattr(chosen, f"{name}_bytes")
         if value or name in ("weights", "gradients", "activations"):
-            table.add_row(name.replace("_", " "), shown_bytes(value), note)
+            table.add_row(word, shown_bytes(value), note)
     table.add_section()
-    table.add_row("at the fullest moment", f"[bold]{shown_bytes(chosen.total_bytes)}[/]")
+    table.add_row(worded("at the fullest moment"), f"[bold]{shown_bytes(chosen.total_bytes)}[/]")
     return table
 
 
 def settings_table(found: Estimate) -> Table:
     """Return the memory of other ways to train, a row each, a column for each way to share it among devices."""
     shardings = [name for name in SHARDINGS if any(memory.sharding == name for memory in found.others)]
-    table = plain_table("memory of one device, other settings")
-    table.add_column("way to train", min_width=len("checkpointing"))
+    table = plain_table(worded("memory of one device, other settings"))
+    table.add_column(worded("way to train"), min_width=len("checkpointing"))
     for name in shardings:
-        table.add_column(NAMES[name] if len(shardings) > 1 else "memory", justify="right", min_width=7)
+        table.add_column(
+            translated(NAMES[name]) if len(shardings) > 1 else worded("memory"), justify="right", min_width=7
+        )
     ways = dict.fromkeys((memory.method, memory.gradient_checkpointing) for memory in found.others)
     for method, checkpointing in ways:
         alike = {m.sharding: m for m in found.others if (m.method, m.gradient_checkpointing) == (method, checkpointing)}
         cells = [shown_fit(alike[name], found.device_memory_bytes) for name in shardings]
-        table.add_row(METHODS[method] + ", checkpointing" * checkpointing, *cells)
+        table.add_row(translated(METHODS[method] + ", checkpointing" * checkpointing), *cells)
     return table
 
 
@@ -189,12 +210,15 @@ def shown_fit(memory: MemoryEstimate, limit_bytes: int | None) -> str:
 
 def way_of(memory: MemoryEstimate) -> str:
     """Return a setting in words."""
-    words = [memory.method if memory.method == "full" else METHODS[memory.method].split(",")[0]]
-    words.append("with gradient checkpointing" if memory.gradient_checkpointing else "without gradient checkpointing")
-    if memory.num_devices > 1:
-        shared = f"one copy on each of {memory.num_devices} devices"
-        words.append(shared if memory.sharding == "none" else f"{NAMES[memory.sharding]}, {memory.num_devices} devices")
-    return ", ".join(words)
+    method = worded("full") if memory.method == "full" else METHODS[memory.method].split(",")[0]
+    checkpointing = "with gradient checkpointing" if memory.gradient_checkpointing else "without gradient checkpointing"
+    words = [method, worded(checkpointing)]
+    if memory.num_devices > 1 and memory.sharding == "none":
+        words.append(worded("one copy on each of {number} devices", number=memory.num_devices))
+    elif memory.num_devices > 1:
+        way = NAMES[memory.sharding]
+        words.append(worded("{way}, {number} devices", way=way, number=memory.num_devices))
+    return worded(", ").join(words)
 
 
 def shown_bytes(count: int) -> str:

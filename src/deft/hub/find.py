@@ -21,6 +21,7 @@ from deft.hub.files import (
 )
 from deft.hub.known import KNOWN_MODELS, find_known, models_folder
 from deft.hub.pull import pull_hub
+from deft.language.catalogue import translated, worded
 
 LONGEST_NAME = 1_000
 LONGEST_PART_BYTES = 255
@@ -99,7 +100,9 @@ def find_folder(name: str | Path, *, weights: bool = True) -> Path:
     found = find_model(name, weights=weights)
     folder = found if isinstance(found, Path) else find_in_cache(found, weights=weights)
     if folder is None:
-        folder = pull_hub(str(found), weights=weights, tell=lambda line: print(line, file=sys.stderr, flush=True))
+        folder = pull_hub(
+            str(found), weights=weights, tell=lambda line: print(translated(line), file=sys.stderr, flush=True)
+        )
     check_regular(folder)
     return folder
 
@@ -125,5 +128,6 @@ def base_of(folder: Path) -> str | Path:
     except UserError as error:
         raise error.at(f"{config}: base_model_name_or_path") from error
     if isinstance(found, str) and find_in_cache(found) is None:
-        print(f"{visible(str(config))} names {found} as its base model", file=sys.stderr, flush=True)
+        said = worded("{config} names {model} as its base model", config=visible(str(config)), model=found)
+        print(said, file=sys.stderr, flush=True)
     return base

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from deft.errors import UserError, did_you_mean
 from deft.files import write_text
+from deft.language.errors import told
 from deft.model.sampling import Sampling
 from deft.screen import say
 from deft.serve.assistant import REPLACEMENT, Assistant
@@ -101,7 +102,7 @@ class TerminalChat:
                 fix = did_you_mean(name, [*self.commands, "/exit"])
                 raise UserError("there is no such command", got=name, fix=fix)
         except UserError as error:
-            self.note(str(error), style="red")
+            self.note(told(error), style="red")
 
     def answer(self, text: str) -> None:
         """Stream the reply to a message; Ctrl-C stops it and keeps what is there."""
@@ -186,7 +187,7 @@ class TerminalChat:
     def note(self, text: str, *, style: str = "dim") -> None:
         """Print something that is not the model's, dimly."""
         for line in text.splitlines():
-            say(self.console, "{line}", line=line, style=style)
+            say(self.console, "{line!t}", line=line, style=style)
 
 
 def chat_sampling(

@@ -17,6 +17,7 @@ from rich.progress import Progress as Bar
 from rich.table import Column
 from rich.text import Text
 
+from deft.language.catalogue import worded
 from deft.model.likelihood import PackedRows
 from deft.screen import say
 from deft.training.utilisation import Utilisation
@@ -82,11 +83,11 @@ class Progress:
         self.started_at = self.step_began_at = self.shown_at = time.monotonic()
         if self.console.is_terminal:
             self.bar = Bar(  # a narrow terminal takes from the last column, which alone may wrap
-                TextColumn("step", table_column=Column(no_wrap=True)),
+                TextColumn(worded("step"), table_column=Column(no_wrap=True)),
                 MofNCompleteColumn(table_column=Column(no_wrap=True)),
                 BarColumn(bar_width=16, table_column=Column(no_wrap=True)),
                 TimeRemainingColumn(table_column=Column(no_wrap=True)),
-                TextColumn("left", table_column=Column(no_wrap=True)),
+                TextColumn(worded("left"), table_column=Column(no_wrap=True)),
                 FactsColumn(),
                 console=self.console,
             )
@@ -114,7 +115,8 @@ class Progress:
         elif now - self.shown_at >= PLAIN_LINE_EVERY_S or step == self.num_steps:
             self.shown_at = now
             left_s = (now - self.started_at) / max(step - self.first_step, 1) * (self.num_steps - step)
-            parts = (f"step {step}/{self.num_steps}", *self.facts(), f"{left_s:,.0f} s left")
+            where = worded("step {step}/{all}", step=step, all=self.num_steps)
+            parts = (where, *self.facts(), worded("{seconds:,.0f} s left", seconds=left_s))
             say(self.console, "{line}", line=" · ".join(parts))
 
     def logged(self, values: dict[str, Any]) -> None:
@@ -128,9 +130,15 @@ class Progress:
             say(
                 self.console,
                 "{when} · validation loss [bold]{loss:.4f}[/] nats per token",
-                when=f"epoch {round(values['epoch'], 2):g}" if values["step"] else "before training",
+                when=self.when(values),
                 loss=values["eval_loss"],
             )
+
+    def when(self, values: dict[str, Any]) -> str:
+        """Return in words after which epoch a loss was measured."""
+        if not values["step"]:
+            return worded("before training")
+        return worded("epoch {epoch:g}", epoch=round(values["epoch"], 2))
 
     def speeds(self) -> dict[str, float]:
         """Return what this process does per second of training time.
@@ -149,10 +157,11 @@ class Progress:
     def facts(self) -> tuple[str, ...]:
         """Return the loss and the speeds, what matters most first."""
         speeds = self.speeds()
-        loss = () if math.isnan(self.loss) else (f"loss {self.loss:.3f}",)
+        loss = () if math.isnan(self.loss) else (worded("loss {loss:.3f}", loss=self.loss),)
         used = (f"MFU {100 * speeds['mfu_ratio']:.0f} %",) if "mfu_ratio" in speeds else ()
-        supervised = f"{speeds['supervised_tokens_per_s']:,.0f} supervised tok/s"
-        return (*loss, f"{speeds['tokens_per_s']:,.0f} tok/s", *used, supervised)
+        tokens = worded("{rate:,.0f} tok/s", rate=speeds["tokens_per_s"])
+        supervised = worded("{rate:,.0f} supervised tok/s", rate=speeds["supervised_tokens_per_s"])
+        return (*loss, tokens, *used, supervised)
 
 
 class FactsColumn(ProgressColumn):

@@ -20,6 +20,7 @@ from deft.hub.find import find_folder
 from deft.hub.known import format_parameters
 from deft.hub.manifest import check_manifest
 from deft.hub.quiet import quiet_transformers
+from deft.language.catalogue import worded
 from deft.losses import mean_loss
 from deft.model.likelihood import takes_packs
 from deft.model.load import LoadedModel, load_tokenizer
@@ -265,7 +266,7 @@ def opened(config: TrainConfig, ready: Ready, held: ExitStack, console: Console)
 def go_on(record: RunRecord, resumption: Resumption, console: Console) -> None:
     """Bring the record of a resumed run to where it goes on, and say where that is."""
     record.resume(resumption.checkpoint)
-    place = resumption.checkpoint.name if resumption.checkpoint else "its start"
+    place = resumption.checkpoint.name if resumption.checkpoint else worded("its start")
     say(console, "resuming {folder} at {place}", folder=record.folder, place=place)
 
 
@@ -336,13 +337,13 @@ def encode(
     """
     result = encode_once(examples, chat_format, tokenizer, max_length_tokens=config.max_length_tokens)
     if result.num_shortened:
-        say(console, "{split}: {rows} rows lost their oldest turns to fit", split=split, rows=result.num_shortened)
+        say(console, "{split!t}: {rows} rows lost their oldest turns to fit", split=split, rows=result.num_shortened)
     if result.dropped:
         reasons: dict[str, int] = {}
         for row in result.dropped:
             reasons[row.reason] = reasons.get(row.reason, 0) + 1
         listed = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
-        say(console, "{split}: dropped {rows} rows ({listed})", split=split, rows=len(result.dropped), listed=listed)
+        say(console, "{split!t}: dropped {rows} rows ({listed})", split=split, rows=len(result.dropped), listed=listed)
     if not result.sequences:
         first = result.dropped[0]
         raise UserError(
