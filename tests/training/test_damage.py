@@ -233,7 +233,14 @@ def test_pruning_keeps_the_best(tmp_path: Path) -> None:
     assert [one.name for one in checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-8"]
 
 
-@pytest.mark.parametrize("changes", [{"batch_size": 4}, {"batch_size": 1}, {"gradient_accumulation": 3}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_size": 4},
+        pytest.param({"batch_size": 1}, marks=pytest.mark.slow),
+        pytest.param({"gradient_accumulation": 3}, marks=pytest.mark.slow),
+    ],
+)
 def test_with_other_rows_in_a_step_an_epoch_still_meets_every_row_once(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, int]
 ) -> None:
