@@ -158,7 +158,7 @@ def test_a_second_start_shows_what_exists(
     finished: tuple[Path, str], model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, first = finished
-    for part in ("deft.model.load.load_model", "deft.training.run.train", "deft.evaluation.loss.row_losses"):
+    for part in ("deft.evaluation.measure.load_model", "deft.training.run.train", "deft.evaluation.loss.row_losses"):
         monkeypatch.setattr(part, must_not_run)
     again, printed = start(model, folder.parent)
     assert again == folder
@@ -371,9 +371,9 @@ def test_a_model_that_hardly_knows_chinese_is_told_at_both_ends_with_the_way_out
 ) -> None:
     known = dataclasses.replace(KNOWN_MODELS["smollm2-135m"], alias=str(model))
     monkeypatch.setitem(KNOWN_MODELS, str(model), known)
-    monkeypatch.setattr("deft.hub.cache.is_present", lambda model: True)
+    monkeypatch.setattr(job, "is_present", lambda model: True)
     monkeypatch.setattr("deft.hub.find.find_model", lambda name, **_: Path(name))
-    monkeypatch.setattr("deft.quickstart.stages.bring_model", lambda plan, tell: None)
+    monkeypatch.setattr(job, "bring_model", lambda plan, tell: None)
     _, printed = start(model, tmp_path, lang=lang, max_train_rows=5, max_test_rows=10)
     told = [number for number, line in enumerate(printed.splitlines()) if "几乎不懂中文" in line]
     if lang == "en":
@@ -425,7 +425,7 @@ def test_the_commands_named_do_the_same_again(model: Path, tmp_path: Path, monke
 
 
 def test_in_an_empty_folder_it_takes_the_rows_that_come_with_deft(
-    finished: tuple[Path, str], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     folder, printed = start(model, Path("runs"), lang="zh", max_train_rows=10, max_test_rows=10)

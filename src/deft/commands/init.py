@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
+from deft.data.shipped import shipped_rows
 from deft.errors import UserError
 from deft.files import cannot_write, remove, written_whole
 from deft.screen import console, say
@@ -46,7 +47,6 @@ def init(folder: Path, *, lang: Literal["en", "zh"] = "en") -> None:
 def write_rows(folder: Path, lang: str) -> None:
     """Write the first example rows of a few abilities, those to train on and those to measure with."""
     from deft.data.read import read_examples
-    from deft.data.shipped import shipped_rows
     from deft.data.write import write_examples
 
     for name, split in (("train", "full"), ("valid", "valid")):

@@ -13,6 +13,8 @@ from rich.padding import Padding
 from deft.errors import UserError
 from deft.evaluation.measure import load_to_measure
 from deft.files import check_writable
+from deft.hub.cache import is_present
+from deft.hub.known import find_known
 from deft.intervals import paired_changes
 from deft.locks import place_held
 from deft.quickstart.outcome import collect_results, finish, show_finished, show_replies, verdicts
@@ -104,9 +106,6 @@ def quickstart(
 
 def take_up(plan: Plan, tell: Teller, *, again: bool) -> Path:
     """Show a finished quickstart, or run one, with whatever exists of it."""
-    from deft.hub.cache import is_present
-    from deft.hub.known import find_known
-
     known = find_known(plan.config.model)
     if (known is None or is_present(known)) and not again:
         keyed = with_key(plan)

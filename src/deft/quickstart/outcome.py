@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from deft.errors import visible
 from deft.files import read_object, remove, write_json
 from deft.fingerprint import fingerprint
 from deft.intervals import Change
@@ -104,8 +105,6 @@ def show_finished(folder: Path, plan: Plan, tell: Teller) -> None:
 
 def show_replies(pairs: Sequence[ReplyPair], tell: Teller) -> None:
     """Print each prompt with its two replies."""
-    from deft.errors import visible
-
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")

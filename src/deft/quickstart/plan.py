@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deft.data.files import find_files
 from deft.files import read_object
 from deft.fingerprint import fingerprint, folder_fingerprint
+from deft.hub.known import find_known
 from deft.quickstart.prompts import PROMPTS
 from deft.report.texts import Lang
 from deft.training.config import TrainConfig
@@ -65,8 +67,6 @@ def repeating_flags(plan: Plan) -> str:
 
 def knows_language(plan: Plan) -> bool:
     """Say whether the model is known to know the language of the data; of one that deft does not know, it is taken."""
-    from deft.hub.known import find_known
-
     known = find_known(plan.config.model)
     return known is None or plan.lang in known.languages
 
@@ -78,7 +78,6 @@ def with_key(plan: Plan) -> Plan:
 
 def plan_key(plan: Plan) -> str:
     """Return a fingerprint of the model, the data, the settings and the prompts; nothing here loads torch."""
-    from deft.data.files import find_files
     from deft.hub.find import find_folder
 
     settings = dataclasses.asdict(plan)

@@ -12,13 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from rich.padding import Padding
 
+from deft.data.audit import audit, leaks
 from deft.data.read import read_examples
 from deft.data.shipped import shipped_rows
+from deft.data.show import audit_table
 from deft.errors import UserError
 from deft.evaluation.loss import row_losses_kept
 from deft.evaluation.measure import load_to_measure
 from deft.files import read_object, write_json
+from deft.hub.cache import is_present
+from deft.hub.known import find_known, format_parameters
+from deft.hub.pull import pull
 from deft.losses import RowLoss, read_rows_kept
+from deft.prompt.encode import encode_example, encode_examples
 from deft.quickstart.plan import CHINESE_MODEL, TUNED, Plan, find_run, knows_language, newest_unfinished
 from deft.quickstart.prompts import PROMPTS
 from deft.quickstart.teller import Teller, row_bar
@@ -30,7 +36,6 @@ from deft.types import Example, Message
 if TYPE_CHECKING:
     from deft.model.load import LoadedModel
     from deft.prompt.formats.kinds import ChatFormat
-
 
 EXAMPLES = Path("examples/abilities")
 """Of the current folder; rows that lie there go before those that come with deft."""
@@ -64,10 +69,6 @@ def warn_of_language(plan: Plan, tell: Teller) -> None:
 
 def bring_model(plan: Plan, tell: Teller) -> None:
     """Fetch the model, if it is one that deft knows and not here yet."""
-    from deft.hub.cache import is_present
-    from deft.hub.known import find_known
-    from deft.hub.pull import pull
-
     known = find_known(plan.config.model)
     if known is not None and not is_present(known):
         tell.say("pulling", model=plan.config.model)
@@ -80,8 +81,6 @@ def bring_model(plan: Plan, tell: Teller) -> None:
 
 def load(plan: Plan, tell: Teller) -> "tuple[LoadedModel, ChatFormat]":
     """Load the model to start from, and say what it is."""
-    from deft.hub.known import format_parameters
-
     loaded, chat_format = load_to_measure(plan.config.model, dtype="float32")
     parameters = format_parameters(sum(weights.numel() for weights in loaded.model.parameters()))
     tell.say("model_ready", model=shown_value(plan.config.model), parameters=parameters)
@@ -122,10 +121,6 @@ def show_data(rows: Rows, chat_format: "ChatFormat", plan: Plan, tell: Teller) -
     Raises:
         UserError: if a held-out row is, or if training would be pointless.
     """
-    from deft.data.audit import audit, leaks
-    from deft.data.show import audit_table
-    from deft.prompt.encode import encode_example
-
     result = audit(
         rows.train,
         encode=lambda row: encode_example(row, chat_format, max_length_tokens=plan.config.max_length_tokens),
@@ -149,7 +144,6 @@ def show_data(rows: Rows, chat_format: "ChatFormat", plan: Plan, tell: Teller) -
 
 def measure_before(plan: Plan, loaded: "LoadedModel", chat_format: "ChatFormat", rows: Rows, tell: Teller) -> Before:
     """Measure the untrained model: losses of the test rows and two replies; both are kept as they are made."""
-    from deft.prompt.encode import encode_examples
     from deft.training.run import run_identity
 
     limit = plan.config.max_length_tokens
@@ -176,8 +170,6 @@ def losses(
     tell: Teller,
 ) -> list[RowLoss]:
     """Return the losses of examples; each pack is kept in `file` at once, and what is there is not computed again."""
-    from deft.prompt.encode import encode_examples
-
     limit = plan.config.max_length_tokens
     sequences = encode_examples(examples, chat_format, max_length_tokens=limit).sequences
     kept = {row.id for row in read_rows_kept(file)}
