@@ -144,7 +144,7 @@ def test_without_manifest_an_incomplete_checkpoint_is_still_told(
     emptied(run / "checkpoint-3" / "optimizer.pt")
     with pytest.raises(UserError) as caught:
         resumed(llama, tmp_path)
-    assert caught.value.what == "the run cannot go on from any of its checkpoints"
+    assert caught.value.what == "the run cannot resume from any of its checkpoints"
     assert "it has no optimizer.pt" in str(caught.value.got) and caught.value.where == str(run / "checkpoint-3")
     assert (run / "checkpoint-3").is_dir(), "nothing is lost"
 
@@ -286,7 +286,7 @@ def test_a_run_that_is_going_on_is_not_resumed(llama: Path, tmp_path: Path, monk
 
     run = stopped(llama, tmp_path, monkeypatch, after=3)
     (run / ".半.partial").mkdir()
-    with run_held(run), pytest.raises(UserError, match="this run is still going"):
+    with run_held(run), pytest.raises(UserError, match="this run is still in progress"):
         resumed(llama, tmp_path)
     assert (run / ".半.partial").is_dir(), "what the other process is writing is left alone"
     assert resumed(llama, tmp_path)[0].finished

