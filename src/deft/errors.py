@@ -39,7 +39,7 @@ class UserError(Exception):
 
 
 @contextmanager
-def panics_told() -> Iterator[None]:
+def explaining_panics() -> Iterator[None]:
     """Turn the panic of a tokenizer's Rust code, which is no `Exception` and would end the process, into an error.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any
 
 from cyclopts.exceptions import CycloptsError
 
-from deft.errors import UserError, panics_told
+from deft.errors import UserError, explaining_panics
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells have it (128 + SIGINT)."""
@@ -21,7 +21,7 @@ def run_or_explain(command: Callable[[], Any]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal in GBK has no ✓
     try:
-        with panics_told():
+        with explaining_panics():
             command()
         if sys.stdout is not None:
             sys.stdout.flush()

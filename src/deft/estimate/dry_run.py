@@ -20,7 +20,7 @@ from deft.prompt.detect import chat_format_to_train
 from deft.screen import say
 from deft.training.arguments import arguments_of
 from deft.training.config import TrainConfig
-from deft.training.kernel import in_fast_format
+from deft.training.kernel import with_fast_dtype
 from deft.training.run import encode, settled
 from deft.types import Example
 
@@ -46,7 +46,7 @@ def dry_run(
     Raises:
         UserError: where `train` would refuse the settings or the rows, or if the size of a device cannot be read.
     """
-    config = in_fast_format(config)
+    config = with_fast_dtype(config)
     limit_bytes = parse_bytes(device_memory) if device_memory is not None else None
     others = {name: value for name, value in config.trainer.items() if name != "deepspeed"}  # it need not be installed
     arguments_of(dataclasses.replace(config, trainer=others), Path("unused"))
