@@ -18,7 +18,7 @@ NUM_STAGES = 6
 
 @dataclass(kw_only=True, slots=True)
 class Narrator:
-    """Speaks to the user in one language, and counts stages and their time; `resumed_stages` are stages begun earlier."""
+    """Speaks to the user in one language, and times the stages; `resumed_stages` are those begun earlier."""
 
     console: Console
     lang: Lang
