@@ -21,14 +21,21 @@ def room_of(module: str) -> str:
     return module.split(".", maxsplit=1)[0]
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Return every module of deft, and its file."""
     return {module_of(file): file for file in sorted(SOURCE.rglob("*.py"))}
 
 
+@cache
+def tree_of(file: Path) -> ast.Module:
+    """Return a file's syntax tree."""
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
 def imported_names(file: Path) -> Iterator[str]:
     """Yield what a file imports of deft, anywhere in it, without `deft.`: modules, and names in them."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(file)):
         assert not isinstance(node, ast.ImportFrom) or node.level == 0, f"{file}: relative import"
         yield from (name.removeprefix("deft.") for name in names_in(node) if name.startswith("deft."))
 
@@ -67,7 +74,7 @@ def packages_loaded(module: str) -> frozenset[str]:
         if one in seen:
             continue
         seen.add(one)
-        tree = ast.parse(known[one].read_text(encoding="utf-8"))
+        tree = tree_of(known[one])
         for name in (name for node in statements_at_import(tree) for name in names_in(node)):
             package = name.split(".")[0]
             if package == "deft":
@@ -81,7 +88,7 @@ def late_imports() -> Iterator[tuple[str, str, frozenset[str]]]:
     """Yield each import inside a function: the module it stands in, its name, and the packages it keeps away."""
     known = modules()
     for module, file in known.items():
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+        tree = tree_of(file)
         for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
             for node in ast.walk(function):
                 name = (names_in(node) or [""])[0]

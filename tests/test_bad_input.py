@@ -797,7 +797,6 @@ CASES = [
         words=("not UTF-8 text", "身份.txt"),
         files={"身份.txt": "你是老师。".encode("gbk")},
     ),
-    Case(name="quickstart_elsewhere", command="deft quickstart", words=("example data", "examples")),
     Case(name="quickstart_lang", command="deft quickstart --lang fr", words=("--lang", "fr", "zh")),
     Case(
         name="quickstart_model",

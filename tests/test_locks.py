@@ -42,7 +42,7 @@ def taken(tmp_path: Path) -> Iterator[Path]:
 def test_a_place_is_written_by_one_process_and_free_once_that_is_gone(taken: Path, tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "模型", "llama", seed=1)
     for write in (lambda: export(model, taken), lambda: export(model, tmp_path / "." / "出", overwrite=True)):
-        with pytest.raises(UserError, match="another deft is writing there") as caught:
+        with pytest.raises(UserError, match="another deft process is writing there") as caught:
             write()
         assert "name another place" in caught.value.fix
     assert not taken.exists()
@@ -60,7 +60,7 @@ def test_what_another_process_has_just_written_is_not_replaced(tmp_path: Path, m
 
 
 def test_two_quickstarts_in_one_folder_are_refused(tmp_path: Path) -> None:
-    with place_held(tmp_path / ".quickstart"), pytest.raises(UserError, match="another deft is writing there"):
+    with place_held(tmp_path / ".quickstart"), pytest.raises(UserError, match="another deft process is writing there"):
         quickstart(runs=tmp_path, model=str(save_tiny(tmp_path / "模型", "llama", seed=1)))
 
 

@@ -39,7 +39,7 @@ class UserError(Exception):
 
 
 @contextmanager
-def panics_told() -> Iterator[None]:
+def explaining_panics() -> Iterator[None]:
     """Turn the panic of a tokenizer's Rust code, which is no `Exception` and would end the process, into an error.
 
     Raises:
@@ -51,7 +51,7 @@ def panics_told() -> Iterator[None]:
         if type(error).__name__ != "PanicException":
             raise
         fix = "copy or download the model's tokenizer again, or use another one"
-        raise UserError("the tokenizer's own code gave up", got=str(error), fix=fix) from error
+        raise UserError("the tokenizer's own code crashed", got=str(error), fix=fix) from error
 
 
 class NotTrainable(UserError):

@@ -170,9 +170,9 @@ def read_regular(file: Path) -> bytes:
     """
     status = file.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "this should be a file, and is a folder, a pipe or a device", str(file))
+        raise OSError(errno.EINVAL, "this should be a file, but is a folder, a pipe or a device", str(file))
     if status.st_size > LARGEST_READ_BYTES:
-        raise OSError(errno.EFBIG, "this file is far too large for what it is called", str(file))
+        raise OSError(errno.EFBIG, "this file is far too large to be what its name says", str(file))
     return file.read_bytes()
 
 

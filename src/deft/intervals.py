@@ -171,7 +171,7 @@ def check_same_rows(before: Sequence[RowLoss], after: Sequence[RowLoss]) -> None
             fix="evaluate both on the same files",
         )
     if changed := sorted(id for id in sides[0] if sides[0][id] != sides[1][id]):
-        fault = "a row has another ability or number of supervised tokens before than after"
+        fault = "a row's ability or number of supervised tokens differs between before and after"
         raise UserError(fault, got=changed[0], fix="evaluate both with the same tokenizer, format and data")
 
 

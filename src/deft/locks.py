@@ -63,7 +63,9 @@ def place_held(place: Path, *, when_taken: Callable[[], None] | None = None) -> 
     """
 
     def refuse() -> None:
-        raise UserError("another deft is writing there", where=str(place), fix="wait for it, or name another place")
+        raise UserError(
+            "another deft process is writing there", where=str(place), fix="wait for it, or name another place"
+        )
 
     # Several users may write to one place, a models folder for instance.
     with held(lock_of(place), when_taken=when_taken or refuse, mode=0o666):

@@ -36,7 +36,7 @@ class Message:
         try:
             self.content.encode("utf-8")
         except UnicodeEncodeError as error:
-            fault = f"the {self.role} message holds half of a surrogate pair, which is no character"
+            fault = f"the {self.role} message holds half of a surrogate pair, which is not a character"
             raise UserError(fault, got=self.content, fix="write the file again as valid UTF-8") from error
 
 

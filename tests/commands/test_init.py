@@ -34,6 +34,7 @@ def test_a_starter_has_a_recipe_rows_and_a_readme(
     assert {row.ability for row in train} == {row.ability for row in valid} == set(command.ABILITIES)
     assert not leaks(train, valid)
     assert all(re.search(letters, row.messages[-1].content) for row in train)
+    monkeypatch.chdir(folder)
     readme = (folder / "README.md").read_text(encoding="utf-8")
     monkeypatch.chdir(folder)
     for line in re.findall(r"`?(deft [a-z]+ [^`\n]+)", readme):

@@ -137,7 +137,7 @@ def test_a_run_that_is_going_is_not_removed(place: Path, capsys: Any) -> None:
     with run_held(place / THIRD):
         code, _, err = deft(capsys, "remove", FIRST, THIRD, "--yes")
         assert code == 2
-        assert "this run is still going" in err
+        assert "this run is still in progress" in err
         assert (place / FIRST).exists(), "none goes where one may not"
         assert re.search(rf"{THIRD} .* running ", deft(capsys, "list")[1])
     assert re.search(rf"{THIRD} .* unfinished ", deft(capsys, "list")[1])

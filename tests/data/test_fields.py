@@ -144,7 +144,7 @@ def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path: Path, as_arr
     path.write_text(f"[{good},\n{twice},\n{good}]" if as_array else f"{good}\n{twice}\n{good}\n", encoding="utf-8")
     with pytest.raises(UserError) as caught:
         read_examples(path)
-    assert (caught.value.what, caught.value.where) == ("`output` stands twice in one object", f"{path}:2")
+    assert (caught.value.what, caught.value.where) == ("`output` appears twice in one object", f"{path}:2")
     result = read_examples(path, skip_broken=True)
     assert (len(result.examples), len(result.broken)) == (2, 1)
 
@@ -378,8 +378,8 @@ def test_named_columns_make_the_conversation_and_the_rest_is_told(write_lines: W
 @pytest.mark.parametrize(
     ("fields", "what"),
     [
-        (["prompt"], "--fields wants TARGET=COLUMN"),
-        (["promt=题目"], "--fields does not know this target"),
+        (["prompt"], "--fields takes TARGET=COLUMN"),
+        (["promt=题目"], "unknown target for --fields"),
         (["prompt=题目", "prompt=问"], "--fields names a target twice"),
         (["prompt=题目"], "--fields needs a prompt and a response"),
     ],

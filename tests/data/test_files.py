@@ -152,7 +152,7 @@ def test_damaged_compressed_files_are_told(tmp_path: Path, suffix: str) -> None:
     for content in (whole[: len(whole) // 2], whole[:-3], whole[:8], *flipped):
         path.write_bytes(content)
         error = error_of(path, skip_broken=True)
-        assert (error.what, error.where) == ("the compressed file is damaged or cut short", str(path))
+        assert (error.what, error.where) == ("the compressed file is damaged or truncated", str(path))
         assert "fetch it again" in error.fix
 
 
@@ -161,9 +161,9 @@ def test_a_second_part_that_is_damaged_is_not_passed_over(tmp_path: Path, suffix
     path = tmp_path / f"一.jsonl{suffix}"
     pack = PACKERS[suffix]
     path.write_bytes(pack(LINES) + b"\1" + pack(LINES))
-    assert error_of(path, skip_broken=True).what == "the compressed file is damaged or cut short"
+    assert error_of(path, skip_broken=True).what == "the compressed file is damaged or truncated"
     path.write_bytes(pack(LINES) + pack(LINES)[:2])
-    assert error_of(path, skip_broken=True).what == "the compressed file is damaged or cut short"
+    assert error_of(path, skip_broken=True).what == "the compressed file is damaged or truncated"
 
 
 def test_padding_after_xz_is_no_damage(tmp_path: Path) -> None:

@@ -98,8 +98,8 @@ def test_foreign_meta_object_stays_one() -> None:
 
 
 BROKEN = [
-    ({"prompt": "问", "reply": "答"}, "the row is in no known format", "keys prompt, reply"),
-    ({}, "the row is in no known format", "keys (none)"),
+    ({"prompt": "问", "reply": "答"}, "the row is not in any known format", "keys prompt, reply"),
+    ({}, "the row is not in any known format", "keys (none)"),
     ([1], "the row is not a JSON object", [1]),
     (alpaca(output=""), "empty reply", None),
     (alpaca(output=None), "empty reply", None),

@@ -186,7 +186,7 @@ def test_lists_as_text_are_read(read: Any, field: str) -> None:
 def test_text_that_should_be_a_list_and_is_none_is_told(read: Any) -> None:
     with pytest.raises(UserError) as caught:
         read(text_of({"messages": "[{'role': 'user'"}))
-    assert caught.value.what == "`messages` holds text that is no list in JSON or Python"
+    assert caught.value.what == "`messages` holds text that is not a list in JSON or Python"
     assert "json.dumps" in caught.value.fix
     for text in ("[b'\\x00']", "[" * 100_000, "{1: {2}}"):
         with pytest.raises(UserError):

@@ -97,14 +97,14 @@ BROKEN = [
     ("你好", "not valid JSON: Expecting value at column 1"),
     ("[1, 2]", "the row is not a JSON object"),
     ('"文字"', "the row is not a JSON object"),
-    ('{"问": 1}', "the row is in no known format"),
+    ('{"问": 1}', "the row is not in any known format"),
     (row(output=""), "empty reply"),
     (row(output=3), "the content of the assistant message is not text"),
     ('{"messages": [{"role": "assistant", "content": "答"}]}', "message 1 should be from the user"),
-    ('{"instruction": "问", "output": "\\ud83d"}', "`output` holds half of a surrogate pair, which is no character"),
+    ('{"instruction": "问", "output": "\\ud83d"}', "`output` holds half of a surrogate pair, which is not a character"),
     (
         '{"instruction": "问", "output": "答", "\\ud83d": 1}',
-        "`\ud83d` holds half of a surrogate pair, which is no character",
+        "`\ud83d` holds half of a surrogate pair, which is not a character",
     ),
     (
         '{"instruction": "问", "output": "答", "分": NaN}',
@@ -207,7 +207,7 @@ def test_other_bytes_and_a_cut_file(tmp_path: Path) -> None:
     assert (error.what, error.where) == ("not valid UTF-8", f"{path}:1")
     assert "iconv -f ENCODING -t UTF-8" in error.fix
     path.write_bytes(row().encode() + b"\n" + row(output="好").encode()[:-3])
-    assert error_of(path).fix == "the file ends inside a character: it was cut short; fetch it again"
+    assert error_of(path).fix == "the file ends inside a character: it is truncated; download it again"
 
 
 def test_pointer_files(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_places_without_data(tmp_path: Path) -> None:
     assert error_of(tmp_path).what == "the folder has no data files"
     (tmp_path / "空.json").write_text(" \n")
     (tmp_path / "空数组.json").write_text("[ ]")
-    assert error_of(tmp_path).what == "there is no row in the data"
+    assert error_of(tmp_path).what == "the data has no rows"
     os.mkfifo(tmp_path / "fifo")
     assert error_of(tmp_path / "fifo").what == "not a regular file"
     assert error_of("/dev/null").what == "not a regular file"

@@ -117,7 +117,7 @@ def test_ragged_records_are_told_with_their_lines_and_can_be_passed_over(tmp_pat
     ("content", "line", "what"),
     [
         ('instruction,output\n问,答\n"问,答\n问,答\n', 3, "a quote that opens in this record is never closed"),
-        ('instruction,output\n问,答\n"问"题,答\n', 3, "the quotes of the table are broken"),
+        ('instruction,output\n问,答\n"问"题,答\n', 3, "the quoting of the table is broken"),
         ("instruction,output,output\n问,答,答\n", 1, "two columns have the same name"),
         ("\ninstruction,output,output\n问,答,答\n", 2, "two columns have the same name"),
         (b"instruction,output\ncaf\xe9,x\n", 2, "not valid UTF-8"),

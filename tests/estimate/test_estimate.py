@@ -344,7 +344,7 @@ def test_devices_share_each_batch() -> None:
     assert workload(dataclasses.replace(config, max_steps=3), rows(*[10] * 8)).num_steps == 3
 
 
-@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_the_number_of_steps_is_that_of_a_real_run(tmp_path: Path, accumulation: int) -> None:
     model = save_tiny(tmp_path / "模型", "llama")
     config = TrainConfig(
@@ -470,7 +470,7 @@ def test_a_dry_run_needs_neither_weights_nor_the_device_it_plans_for(tmp_path: P
 SHARED = [
     pytest.param({}, "none", marks=pytest.mark.slow),
     ({"fsdp": "true", "fsdp_config": "configs/fsdp2.json"}, "fsdp2"),
-    ({"deepspeed": "configs/zero2.json"}, "zero2"),
+    pytest.param({"deepspeed": "configs/zero2.json"}, "zero2", marks=pytest.mark.slow),
     pytest.param({"deepspeed": {"zero_optimization": {"stage": 3}}}, "zero3", marks=pytest.mark.slow),
 ]
 
@@ -493,6 +493,7 @@ def test_the_way_that_the_settings_share_a_model_is_the_chosen_one(
     assert alone.chosen.sharding == "none"
 
 
+@pytest.mark.slow
 def test_advice_is_for_the_way_the_model_is_shared(no_libraries: None) -> None:
     """A limit that whole copies miss by far: what shards are told to shorten would be no help to them."""
 

@@ -392,7 +392,7 @@ def test_a_wheel_or_gguf_can_be_given_by_hand(fake: Fake, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "make", "fault"),
     [
-        ("a.whl", lambda path: path.write_bytes(b"PK\x03\x04 cut"), "is not a whole wheel"),
+        ("a.whl", lambda path: path.write_bytes(b"PK\x03\x04 cut"), "is not a complete wheel"),
         ("a.whl", lambda path: write_wheel(path, ()), "should hold one GGUF file"),
         ("a.whl", lambda path: write_wheel(path, ("a.gguf", "b.gguf")), "should hold one GGUF file"),
         ("a.zip", write_wheel, "taken from a .whl or a .gguf file"),

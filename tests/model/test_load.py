@@ -146,7 +146,7 @@ def test_what_a_folder_lacks_is_listed(tiny: Path) -> None:
     with pytest.raises(UserError) as caught:
         find_model("模型")
     assert caught.value.what == (
-        "模型 is not a whole model: it lacks config.json, its weights (model.safetensors or pytorch_model.bin)"
+        "模型 is not a complete model: it lacks config.json, its weights (model.safetensors or pytorch_model.bin)"
     )
     assert caught.value.fix == "these folders in it hold a model: tiny-llama"
     (tiny / "model.safetensors").unlink()
@@ -510,7 +510,7 @@ def test_an_adapter_of_another_shape_is_told(tiny: Path, tmp_path: Path) -> None
     save_adapter(tmp_path / "adapter", tiny)
     save_tiny(tmp_path / "other", hidden_size=32)
     edit_json(tmp_path / "adapter" / "adapter_config.json", base_model_name_or_path=str(tmp_path / "other"))
-    with pytest.raises(UserError, match="does not go on its base model"):
+    with pytest.raises(UserError, match="does not fit its base model"):
         load_model("adapter")
 
 

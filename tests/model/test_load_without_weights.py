@@ -44,6 +44,7 @@ print(psutil.Process().memory_info().rss - before)
 """
 
 
+@pytest.mark.slow
 def test_its_memory_is_not_taken(tmp_path: Path) -> None:
     save_tiny(tmp_path / "small")
     large = save_tiny(tmp_path / "large", hidden_size=1024, num_layers=4, num_heads=8)

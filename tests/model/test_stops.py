@@ -68,7 +68,7 @@ def plain_and_deft(folder: Path, texts: list[str], max_new_tokens: int) -> list[
     return pairs
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", ["full", pytest.param("lora", marks=pytest.mark.slow)])
 def test_plain_transformers_stops_where_deft_stops(tmp_path: Path, method: str) -> None:
     best = trained(tmp_path, method)
     tokenizer = AutoTokenizer.from_pretrained(best)

@@ -58,7 +58,7 @@ def test_what_should_be_a_file_and_is_none(folder: Path, name: str, kind: str) -
 def test_a_file_far_too_large_for_its_name_is_not_read(folder: Path) -> None:
     with (folder / "config.json").open("r+b") as stream:
         stream.truncate(LARGEST_READ_BYTES + 1)
-    assert error_of(folder).what == "this file is far too large for what it is called"
+    assert error_of(folder).what == "this file is far too large to be what its name says"
 
 
 def test_links_as_a_hub_cache_has_them_are_followed(folder: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_panic_of_the_tokenizer_is_an_error(folder: Path, monkeypatch: pytest.
         raise PanicException("called `Option::unwrap()` on a `None` value")
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", gives_up)
-    with pytest.raises(UserError, match="the tokenizer's own code gave up"):
+    with pytest.raises(UserError, match="the tokenizer's own code crashed"):
         load_tokenizer(folder)
 
 
@@ -213,7 +213,7 @@ def test_a_configuration_of_which_no_model_can_be_made(
 def test_weights_of_another_place_are_not_loaded(folder: Path, whole: Path) -> None:
     changed(folder / "config.json", transformers_weights=str(whole / "model.safetensors"))
     error = error_of(folder)
-    assert (error.what, error.got) == ("the model names weights of another place", str(whole / "model.safetensors"))
+    assert (error.what, error.got) == ("the model names weights in another place", str(whole / "model.safetensors"))
 
 
 @pytest.mark.parametrize("value", ["很多", {"甲": 1}, True, None])
@@ -235,7 +235,7 @@ def test_a_chat_template_that_is_no_text(folder: Path, template: Any) -> None:
 def test_a_link_that_leads_nowhere_is_not_passed_over(folder: Path, name: str) -> None:
     (folder / name).unlink()
     (folder / name).symlink_to(name)  # to itself
-    assert error_of(folder).what == "this link leads nowhere"
+    assert error_of(folder).what == "this link is broken"
 
 
 def test_attention_is_looked_for_at_any_depth(folder: Path) -> None:

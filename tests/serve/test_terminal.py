@@ -146,7 +146,7 @@ def test_a_file_that_was_there_is_left_alone(say: Callable[..., str], script: Sc
     script("好")
     file = tmp_path / "重要.jsonl"
     file.write_text("重要", encoding="utf-8")
-    assert "is there already" in say("你好", f"/save {file}")
+    assert "already exists" in say("你好", f"/save {file}")
     assert file.read_text(encoding="utf-8") == "重要"
 
 

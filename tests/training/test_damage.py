@@ -144,7 +144,7 @@ def test_without_manifest_an_incomplete_checkpoint_is_still_told(
     emptied(run / "checkpoint-3" / "optimizer.pt")
     with pytest.raises(UserError) as caught:
         resumed(llama, tmp_path)
-    assert caught.value.what == "the run cannot go on from any of its checkpoints"
+    assert caught.value.what == "the run cannot resume from any of its checkpoints"
     assert "it has no optimizer.pt" in str(caught.value.got) and caught.value.where == str(run / "checkpoint-3")
     assert (run / "checkpoint-3").is_dir(), "nothing is lost"
 
@@ -233,7 +233,14 @@ def test_pruning_keeps_the_best(tmp_path: Path) -> None:
     assert [one.name for one in checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-8"]
 
 
-@pytest.mark.parametrize("changes", [{"batch_size": 4}, {"batch_size": 1}, {"gradient_accumulation": 3}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_size": 4},
+        pytest.param({"batch_size": 1}, marks=pytest.mark.slow),
+        pytest.param({"gradient_accumulation": 3}, marks=pytest.mark.slow),
+    ],
+)
 def test_with_other_rows_in_a_step_an_epoch_still_meets_every_row_once(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, int]
 ) -> None:
@@ -279,7 +286,7 @@ def test_a_run_that_is_going_on_is_not_resumed(llama: Path, tmp_path: Path, monk
 
     run = stopped(llama, tmp_path, monkeypatch, after=3)
     (run / ".半.partial").mkdir()
-    with run_held(run), pytest.raises(UserError, match="this run is still going"):
+    with run_held(run), pytest.raises(UserError, match="this run is still in progress"):
         resumed(llama, tmp_path)
     assert (run / ".半.partial").is_dir(), "what the other process is writing is left alone"
     assert resumed(llama, tmp_path)[0].finished

@@ -112,6 +112,7 @@ def test_two_processes_follow_the_curve_of_one(mode: str, place: Path) -> None:
     assert met[1] == pytest.approx(met[0], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_two_processes_goes_on_in_one(place: Path) -> None:
     two = run(place, "parts", num_processes=2, batch_size=3)
     stored = json.loads((two / "run.json").read_text(encoding="utf-8"))
@@ -235,6 +236,7 @@ def test_one_process_reads_for_all_unless_each_needs_the_weights_first(settings:
         check_sharding(wrong, arguments_of(wrong, Path("unused")), 2)
 
 
+@pytest.mark.slow
 def test_the_others_are_told_why_the_first_could_not_read(place: Path) -> None:
     shutil.copytree(place / "model", place / "坏")
     whole = (place / "坏/model.safetensors").read_bytes()
@@ -285,6 +287,7 @@ run.train(config, read_examples([Path("rows.jsonl")]).examples, [], Console(quie
 """
 
 
+@pytest.mark.slow
 def test_one_process_reads_the_weights_and_the_others_hold_them_as_it_does(place: Path) -> None:
     (place / "stop.py").write_text(STOP_BEFORE_SHARING, encoding="utf-8")
     done = subprocess.run([*torchrun(2), "stop.py"], cwd=place, capture_output=True, text=True, check=False)
@@ -312,10 +315,8 @@ run.train(config, read_examples([Path("rows.jsonl")]).examples, [], Console(quie
 """
 
 
-@pytest.mark.parametrize(
-    "way",
-    ["SystemExit", pytest.param("UserError", marks=pytest.mark.slow), pytest.param("KeyError", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["SystemExit", "UserError", "KeyError"])
 def test_a_group_is_left_in_the_same_way_whatever_ends_a_process(way: str, place: Path) -> None:
     (place / "leaves.py").write_text(LEAVES_EARLY, encoding="utf-8")
     done = subprocess.run([*torchrun(2), "leaves.py", way], cwd=place, capture_output=True, text=True, check=False)

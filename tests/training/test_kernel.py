@@ -113,9 +113,9 @@ def test_the_choice_is_said_with_what_bfloat16_would_bring(tmp_path: Path, monke
 
 def test_fast_means_bfloat16_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "multiplies_in_bfloat16", lambda: True)
-    assert kernel.in_fast_format(TrainConfig(fast=True)).dtype == "bfloat16"
-    assert kernel.in_fast_format(TrainConfig()).dtype == "auto"
+    assert kernel.with_fast_dtype(TrainConfig(fast=True)).dtype == "bfloat16"
+    assert kernel.with_fast_dtype(TrainConfig()).dtype == "auto"
     with pytest.raises(UserError, match="fast means bfloat16"):
-        kernel.in_fast_format(TrainConfig(fast=True, dtype="float32"))
+        kernel.with_fast_dtype(TrainConfig(fast=True, dtype="float32"))
     monkeypatch.setattr(kernel, "multiplies_in_bfloat16", lambda: False)
-    assert kernel.in_fast_format(TrainConfig(fast=True)).dtype == "auto"
+    assert kernel.with_fast_dtype(TrainConfig(fast=True)).dtype == "auto"

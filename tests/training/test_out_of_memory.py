@@ -45,7 +45,7 @@ def metrics(result: run.TrainResult) -> list[dict]:
     return [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("where", [pytest.param("forward", marks=pytest.mark.slow), "backward"])
 def test_a_run_that_runs_out_of_memory_is_the_run_it_would_have_been(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:

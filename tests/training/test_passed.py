@@ -34,16 +34,16 @@ def test_deft_settings_that_are_named_instead_are_there() -> None:
 @pytest.mark.parametrize(
     ("name", "what", "fix"),
     [
-        ("num_train_epochs", "this is for deft to decide", "use num_epochs"),
-        ("output_dir", "this is for deft to decide", "use output_dir"),
-        ("lr_scheduler_type", "this is for deft to decide", "use lr_schedule"),
+        ("num_train_epochs", "deft decides this itself", "use num_epochs"),
+        ("output_dir", "deft decides this itself", "use output_dir"),
+        ("lr_scheduler_type", "deft decides this itself", "use lr_schedule"),
         (
             "save_strategy",
-            "this is for deft to decide",
+            "deft decides this itself",
             "use save_steps (a checkpoint is saved after every epoch as well)",
         ),
-        ("label_smoothing_factor", "this would change nothing", "take it out: the loss is deft's own"),
-        ("dataloader_num_workers", "this would change nothing", "take it out: rows are already in memory"),
+        ("label_smoothing_factor", "this setting would have no effect", "take it out: the loss is deft's own"),
+        ("dataloader_num_workers", "this setting would have no effect", "take it out: rows are already in memory"),
         ("per_device_batch", "unknown setting under `trainer`", None),
     ],
 )
@@ -61,7 +61,10 @@ def test_the_old_flags_go_through_the_same_table() -> None:
     )
     assert (config.lr_schedule, config.warmup_steps, config.trainer) == ("polynomial", 5, {"optim": "adafactor"})
     assert (config.learning_rate, config.end_learning_rate) == (1e-5, 1e-6)
-    for flag, words in (("--eval_steps", "this is for deft to decide"), ("--label_names", "this would change nothing")):
+    for flag, words in (
+        ("--eval_steps", "deft decides this itself"),
+        ("--label_names", "this setting would have no effect"),
+    ):
         with pytest.raises(UserError, match=words):
             config_from_flags([*needed, flag, "5"])
 

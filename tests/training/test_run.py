@@ -104,7 +104,7 @@ def reference_curve(config: TrainConfig, rows: list[Example], num_steps: int) ->
     return curve
 
 
-@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_twenty_packed_steps_follow_the_unpacked_full_logit_reference(
     checkpoint: Path, tmp_path: Path, accumulation: int
 ) -> None:
@@ -175,8 +175,14 @@ class StopAfter(Progress):
         self.stop_asked = step >= self.last_step
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("stop_after", [2, 3, 4])
+@pytest.mark.parametrize(
+    ("method", "stop_after"),
+    [
+        ("full", 3),
+        ("lora", 2),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("full", 2), ("full", 4), ("lora", 3), ("lora", 4)]),
+    ],
+)
 def test_a_stopped_run_resumes_to_the_same_weights(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, stop_after: int
 ) -> None:

@@ -105,7 +105,7 @@ def converted(name: str, value: str) -> Any:
     if kind is bool:
         found = parsed(name, value)
         if not isinstance(found, bool):
-            raise UserError(f"--{name} wants true or false", got=value, fix=f"--{name}, or leave it out")
+            raise UserError(f"--{name} takes true or false", got=value, fix=f"--{name}, or leave it out")
         return found
     if name in ("dtype", "lr_schedule"):
         return SHORT_NAMES.get(value, value)
@@ -125,4 +125,4 @@ def parsed(name: str, value: str) -> Any:
     try:
         return yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise UserError(f"--{name} cannot be read", got=value, fix="put text into quotes of its own") from error
+        raise UserError(f"--{name} cannot be read", got=value, fix="put the text in quotes of its own") from error

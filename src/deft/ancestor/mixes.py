@@ -88,5 +88,5 @@ def first_rows(rows: Sequence[Example], count: int | None, seed: int, *, where: 
     """
     if count is not None and count > len(rows):
         fix = "choose a smaller mix, or add rows"
-        raise UserError("the mix wants more rows than there are", got=f"{len(rows)} of {count}", where=where, fix=fix)
+        raise UserError("the mix needs more rows than there are", got=f"{len(rows)} of {count}", where=where, fix=fix)
     return sorted(rows, key=lambda row: hashlib.sha256(f"{seed}:{row.id}".encode()).digest())[:count]

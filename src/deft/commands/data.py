@@ -56,10 +56,10 @@ def convert(
     from deft.data.write import write_examples
 
     if len(paths) < 2:
-        raise UserError("convert needs what to read and what to write", fix="deft data convert IN… OUT.jsonl")
+        raise UserError("convert needs input files and an output file", fix="deft data convert IN… OUT.jsonl")
     *inputs, output = paths
     if output.exists() and not overwrite:
-        raise UserError("the file to write is there already", got=str(output), fix="name another, or --overwrite")
+        raise UserError("the output file already exists", got=str(output), fix="name another, or --overwrite")
     examples = read(
         inputs,
         skip_broken=skip_broken,
@@ -186,8 +186,8 @@ def audit(
     if held_out is not None and (shared := leaks(examples, read([held_out], **reading))):
         reasons.append(f"{len(shared)} rows of {held_out} also occur in {folder}; the first: {shared[0].source}")
     if reasons:
-        fix = f"correct these rows or take them out; to look at some: deft data show {shlex.quote(str(folder))}"
+        fix = f"fix these rows or remove them; to look at some: deft data show {shlex.quote(str(folder))}"
         raise UserError(
             "training on this would be pointless or wrong", got="; ".join(reasons), where=str(folder), fix=fix
         )
-    say(screen, "[green]✓[/] nothing stands against training on this")
+    say(screen, "[green]✓[/] nothing speaks against training on this")

@@ -9,7 +9,7 @@ from typing import Any
 
 from cyclopts.exceptions import CycloptsError
 
-from deft.errors import UserError, panics_told
+from deft.errors import UserError, explaining_panics
 from deft.language.catalogue import worded
 from deft.language.errors import told
 
@@ -23,7 +23,7 @@ def run_or_explain(command: Callable[[], Any]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal in GBK has no ✓
     try:
-        with panics_told():
+        with explaining_panics():
             command()
         if sys.stdout is not None:
             sys.stdout.flush()

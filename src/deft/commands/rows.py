@@ -35,7 +35,7 @@ def read(
     if not result.examples:
         first = result.broken[0]
         raise UserError(
-            "there is no row left: all are broken",
+            "no row is left: all are broken",
             got=f"{len(result.broken):,} rows; the first: {first.reason}",
             where=first.source,
             fix=first.fix or "correct the rows",

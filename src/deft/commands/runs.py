@@ -142,7 +142,11 @@ def compare(*names: str, runs: Path = RUNS) -> None:
         say(screen, "\n[bold]training loss[/]")
         screen.print(side_by_side(chosen, training_of, names_found))
     if len({run.record.get("valid_rows") for run in chosen}) > 1:
-        say(screen, "[yellow]note:[/] these were measured on different rows, so their losses do not compare", fold=True)
+        say(
+            screen,
+            "[yellow]note:[/] these were measured on different rows, so their losses cannot be compared",
+            fold=True,
+        )
 
 
 @app.command
@@ -164,10 +168,12 @@ def remove(*names: str, runs: Path = RUNS, yes: bool = False) -> None:
     for run in chosen:
         if run.state == "running":
             fix = "stop it first (Ctrl-C in its terminal), then remove it"
-            raise UserError("this run is still going", got=run.name, where=str(run.folder), fix=fix)
+            raise UserError("this run is still in progress", got=run.name, where=str(run.folder), fix=fix)
     if not yes:
         if not sys.stdin.isatty():
-            raise UserError("nobody is there to ask", got=" ".join(run.name for run in chosen), fix="add --yes")
+            raise UserError(
+                "there is nobody here to confirm it", got=" ".join(run.name for run in chosen), fix="add --yes"
+            )
         for run in chosen:
             say(screen, "{name}  {state!t}  {size}", name=run.name, state=run.state, size=shown_size(run.size_bytes))
         if input(worded("delete this for good? [y/N] ")).strip().lower() not in ("y", "yes"):

@@ -76,7 +76,7 @@ def train_files(config: TrainConfig, lang: "Lang" = "en") -> "TrainResult":
     if not result.finished:
         what = "stopped; continue with the same command and --resume-training ({folder})"
         if result.config.trainer.get("save_only_model"):
-            what = "stopped; its checkpoints hold the model alone (save_only_model), so it cannot go on ({folder})"
+            what = "stopped; its checkpoints hold the model alone (save_only_model), so it cannot be resumed ({folder})"
         say(screen, what, folder=result.folder)
         raise SystemExit(INTERRUPTED)
     from deft.training.outcome import show_trained

@@ -116,10 +116,10 @@ class Unpacked(io.RawIOBase):
         except DAMAGE as error:
             if isinstance(error, OSError) and error.errno:
                 raise  # the disk's fault, not the file's
-            fix = "fetch it again, or pack it again"
+            fix = "download it again, or compress it again"
             where = str(self.path)
             raise UserError(
-                "the compressed file is damaged or cut short", got=str(error), where=where, fix=fix
+                "the compressed file is damaged or truncated", got=str(error), where=where, fix=fix
             ) from error
         self.growth.add(len(data))
         buffer[: len(data)] = data

@@ -51,4 +51,4 @@ def listed(name: str, text: str) -> Any:
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             pass
     fix = "write the cells of this column with json.dumps(…, ensure_ascii=False)"
-    raise UserError(f"`{name}` holds text that is no list in JSON or Python", got=shorten(text), fix=fix)
+    raise UserError(f"`{name}` holds text that is not a list in JSON or Python", got=shorten(text), fix=fix)

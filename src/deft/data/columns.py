@@ -85,10 +85,10 @@ class FieldChoice:
             found = tuple(name.strip() for name in names.split("+") if name.strip())
             if not found:
                 raise UserError(
-                    "--fields wants TARGET=COLUMN", got=pair, fix="--fields prompt=question,response=answer"
+                    "--fields takes TARGET=COLUMN", got=pair, fix="--fields prompt=question,response=answer"
                 )
             if target not in TARGETS:
-                raise UserError("--fields does not know this target", got=target, fix=did_you_mean(target, TARGETS))
+                raise UserError("unknown target for --fields", got=target, fix=did_you_mean(target, TARGETS))
             if target in columns:
                 fix = f"join the columns: {target}={'+'.join((*columns[target], *found))}"
                 raise UserError("--fields names a target twice", got=pair, fix=fix)

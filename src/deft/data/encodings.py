@@ -37,7 +37,7 @@ def decoded(path: Path, line: int, data: bytes) -> str:
     except UnicodeDecodeError as error:
         line += data.count(b"\n", 0, error.start)
         if error.reason == "unexpected end of data" and not data.endswith(b"\n"):
-            fix = "the file ends inside a character: it was cut short; fetch it again"
+            fix = "the file ends inside a character: it is truncated; download it again"
             raise UserError("not valid UTF-8", where=f"{path}:{line}", fix=fix) from error
         begin = data.rfind(b"\n", 0, error.start) + 1
         end = data.find(b"\n", error.start)
@@ -72,7 +72,7 @@ def table_encoding(path: Path) -> str:
         wide = wide_encoding(start)
         if wide == "UTF-16" and start[:2] in WIDE_MARKS:
             if not decodes(path, "utf-16"):
-                raise UserError("not valid UTF-16: damaged or cut short", where=f"{path}:1", fix="write the file again")
+                raise UserError("not valid UTF-16: damaged or truncated", where=f"{path}:1", fix="write the file again")
             return "utf-16"
         if wide:
             raise wrong_encoding(path, 1, wide)

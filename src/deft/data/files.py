@@ -198,7 +198,7 @@ def why_left_out(path: Path, written: str | None) -> str | None:
         reason = "describes a data set, holds no rows"
     elif path.is_symlink() and not path.exists():
         fix = "repair or delete the link"
-        raise UserError("a link in the folder leads nowhere", got=str(path.readlink()), where=str(path), fix=fix)
+        raise UserError("a link in the folder is broken", got=str(path.readlink()), where=str(path), fix=fix)
     elif written is not None and os.path.realpath(path) == written:
         reason = "this command writes it"
     elif not path.is_file():

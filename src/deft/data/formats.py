@@ -63,7 +63,7 @@ def find_format(row: object) -> Format:
         return known
     check_meanings(row)
     fix = advice_for(row, {known.name: known.keys for known in FORMATS})
-    raise UserError("the row is in no known format", got=f"keys {', '.join(row) or '(none)'}", fix=fix)
+    raise UserError("the row is not in any known format", got=f"keys {', '.join(row) or '(none)'}", fix=fix)
 
 
 def matching(row: Row) -> Format | None:

@@ -377,7 +377,7 @@ class RowDecoder(JSONDecoder):
             key = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
             fix = "take one of the two out: nothing says which is meant"
             self.fault = UserError(
-                f"`{key}` stands twice in one object", got=[v for k, v in pairs if k == key], fix=fix
+                f"`{key}` appears twice in one object", got=[v for k, v in pairs if k == key], fix=fix
             )
         return found
 

@@ -95,7 +95,7 @@ def read_examples(
         found.left_out += notes.left_out
         sources.append(FileRead(path=path, num_rows=len(made) + len(refused), remarks=tuple(notes.remarks)))
     if not examples and not broken:
-        raise UserError("there is no row in the data", got=", ".join(map(str, found.files)), fix="give files with rows")
+        raise UserError("the data has no rows", got=", ".join(map(str, found.files)), fix="give files with rows")
     choice.check_seen()
     check_unused(of_files)
     return ReadResult(
@@ -141,7 +141,7 @@ def make_example(
     """Make the example of one row (a JSON value), as `choice` says; count in `unused` the fields that are not used.
 
     Raises:
-        UserError: if the row is in no known format, or its content is wrong.
+        UserError: if the row is not in any known format, or its content is wrong.
     """
     rest: dict[str, Any] = {}
     if isinstance(row, dict):
@@ -196,7 +196,7 @@ def fault_of(value: dict[str, Any]) -> str | None:
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except UnicodeEncodeError:
-        return "half of a surrogate pair, which is no character"
+        return "half of a surrogate pair, which is not a character"
     except RecursionError:
         return "values nested too deeply"
     except TypeError:

@@ -79,7 +79,7 @@ def numbered_records(path: Path, reader: Any, num_skipped: int) -> Iterator[tupl
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            what, fix = "the quotes of the table are broken", 'a quote inside a quoted cell is written twice: ""'
+            what, fix = "the quoting of the table is broken", 'a quote inside a quoted cell is written twice: ""'
             if "end of data" in str(error):
                 what, fix = "a quote that opens in this record is never closed", f"close it; {fix}"
             raise UserError(what, got=str(error), where=f"{path}:{line}", fix=fix) from error

@@ -21,7 +21,7 @@ from deft.prompt.detect import chat_format_to_train
 from deft.screen import say, styled
 from deft.training.arguments import arguments_of
 from deft.training.config import TrainConfig
-from deft.training.kernel import in_fast_format
+from deft.training.kernel import with_fast_dtype
 from deft.training.run import encode, settled
 from deft.types import Example
 
@@ -47,7 +47,7 @@ def dry_run(
     Raises:
         UserError: where `train` would refuse the settings or the rows, or if the size of a device cannot be read.
     """
-    config = in_fast_format(config)
+    config = with_fast_dtype(config)
     limit_bytes = parse_bytes(device_memory) if device_memory is not None else None
     others = {name: value for name, value in config.trainer.items() if name != "deepspeed"}  # it need not be installed
     arguments_of(dataclasses.replace(config, trainer=others), Path("unused"))
@@ -56,7 +56,7 @@ def dry_run(
     folder, tokenizer = find_folder(config.model, weights=False), load_tokenizer(config.model)
     if (folder / ADAPTER_CONFIG).is_file():
         fix = "name its base model: what the adapter adds is small"
-        raise UserError("a dry run knows whole models only, and this is an adapter", got=str(folder), fix=fix)
+        raise UserError("a dry run needs a whole model, and this is an adapter", got=str(folder), fix=fix)
     config = settled(config, folder, console)
     chat_format, num_added_tokens = chat_format_to_train(tokenizer, folder, config.chat_format)
     rows = encode(train_examples, tokenizer, chat_format, config, split="training", console=console)
@@ -85,7 +85,7 @@ def parse_bytes(text: str) -> int:
     match = SIZE.fullmatch(text.strip())
     size = int(float(match[1]) * UNITS[(match[2] or "").upper()]) if match else 0
     if size <= 0:
-        raise UserError("this is no size of a memory", got=text, fix="write it like 80GB or 24GiB")
+        raise UserError("not a valid memory size", got=text, fix="write it like 80GB or 24GiB")
     return size
 
 
@@ -102,9 +102,9 @@ def print_estimate(found: Estimate, config: TrainConfig, console: Console) -> No
     if found.device_memory_bytes is not None:
         place = shown_bytes(found.device_memory_bytes)
         if found.advice is None:
-            say(console, "[green]✓[/] it fits into {place}", place=place)
+            say(console, "[green]✓[/] it fits in {place}", place=place)
         else:
-            say(console, "[red]✗[/] it does not fit into {place}: {advice!t}", place=place, advice=found.advice)
+            say(console, "[red]✗[/] it does not fit in {place}: {advice!t}", place=place, advice=found.advice)
 
 
 def plain_table(title: str) -> Table:

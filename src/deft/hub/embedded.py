@@ -92,7 +92,7 @@ def pull_embedded(
     check_writable(models_dir)
     check_accepted(model, models_dir, accept=accept_license, tell=tell)
     waiting = partial(tell, "another pull is under way: waiting for it")
-    with place_held(folder, when_taken=waiting), unmade_on_failure(models_dir):
+    with place_held(folder, when_taken=waiting), removed_on_failure(models_dir):
         damage = find_damage(folder, model, verify=verify)
         if damage is None:
             tell(f"{model.alias} is in {folder}: another pull brought it")
@@ -207,7 +207,7 @@ def refuse_foreign(folder: Path) -> None:
 
 
 @contextmanager
-def unmade_on_failure(folder: Path) -> Iterator[None]:
+def removed_on_failure(folder: Path) -> Iterator[None]:
     """After a failure, remove `folder` and those above it that were not there before, so that nothing is left."""
     absent = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -306,4 +306,4 @@ def gguf_entry(file: Path, fix: str) -> str:
 
 def cut_wheel(file: Path, error: Exception) -> UserError:
     """Return the error of a wheel that is not whole."""
-    return UserError(f"{file.name} is not a whole wheel", got=str(error), fix="download it again")
+    return UserError(f"{file.name} is not a complete wheel", got=str(error), fix="download it again")

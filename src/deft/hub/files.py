@@ -84,7 +84,7 @@ def incomplete(folder: Path, missing: list[str]) -> UserError:
     """Return the error for a folder that lacks files of a model; its subfolders that hold one are named."""
     inside = sorted(found.parent.name for kind in ("config.json", ADAPTER_CONFIG) for found in folder.glob(f"*/{kind}"))
     fix = "these folders in it hold a model: " + ", ".join(inside) if inside else "copy or download the whole model"
-    return UserError(f"{folder} is not a whole model: it lacks " + ", ".join(missing), fix=fix)
+    return UserError(f"{folder} is not a complete model: it lacks " + ", ".join(missing), fix=fix)
 
 
 # --- what is in them ----------------------------------------------------------------------------------------------
@@ -118,14 +118,14 @@ def check_readable(file: Path, *, limited: bool = True) -> None:
         if not file.is_symlink():
             return
         fix = "copy or download the model again"
-        raise UserError("this link leads nowhere", got=str(file), fix=fix) from error
+        raise UserError("this link is broken", got=str(file), fix=fix) from error
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
-        raise UserError(f"this should be a file, and is {kind}", got=str(file), fix="copy or download the model again")
+        raise UserError(f"this should be a file, but is {kind}", got=str(file), fix="copy or download the model again")
     if limited and status.st_size > LARGEST_READ_BYTES:
         fix = "copy or download that file again"
         raise UserError(
-            "this file is far too large for what it is called",
+            "this file is far too large to be what its name says",
             got=f"{status.st_size:,} bytes",
             where=str(file),
             fix=fix,

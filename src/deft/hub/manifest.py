@@ -79,4 +79,4 @@ def check_manifest(folder: Path) -> None:
     fault = find_fault(folder, of_model=True)
     if fault is not None:
         fix = "copy or make the folder again; if you changed the file on purpose: --verify none"
-        raise UserError("a file of the model is not as it was written", got=fault, where=str(folder), fix=fix)
+        raise UserError("a file of the model has changed since it was written", got=fault, where=str(folder), fix=fix)

@@ -27,7 +27,7 @@ def check_accepted(model: KnownModel, models_dir: Path, *, accept: bool, tell: C
         return
     if not accept:
         raise UserError(
-            f"{model.alias} stands under the {terms.name}, which you have not accepted yet: {terms.gist}",
+            f"{model.alias} is licensed under the {terms.name}, which you have not accepted yet: {terms.gist}",
             got=terms.url,
             fix=f"read them; to accept: deft pull {model.alias} --accept-license",
         )

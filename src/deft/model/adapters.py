@@ -127,7 +127,7 @@ def hold_in_4_bits(model: PreTrainedModel, place: torch.device) -> None:
         layer = model.get_submodule(name)
         if not isinstance(layer, nn.Linear):
             fix = "choose method lora: qlora quantises plain linear layers only"
-            raise UserError("this model's layers cannot be held in 4 bits", got=type(layer).__name__, fix=fix)
+            raise UserError("this model's layers cannot be quantised to 4 bits", got=type(layer).__name__, fix=fix)
         dtype = layer.weight.dtype
         held = Linear4bit(
             layer.in_features,

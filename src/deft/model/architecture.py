@@ -72,11 +72,11 @@ def check_numbers(config: dict[str, Any], file: Path) -> None:
     named = config.get("transformers_weights")
     if named is not None and named not in {*WEIGHT_FILES, *(f"{name}.index.json" for name in WEIGHT_FILES)}:
         fix = "take it out of the file, and call the weights model.safetensors"
-        raise UserError("the model names weights of another place", got=named, where=str(file), fix=fix)
+        raise UserError("the model names weights in another place", got=named, where=str(file), fix=fix)
     for part in objects_in(config):
         for name, value in part.items():
             if name.endswith(SHARES) and isinstance(value, int | float) and not 0 <= value <= 1:
-                fix = "it is a share from 0 to 1: copy or download that file again"
+                fix = "it must be between 0 and 1: copy or download that file again"
                 raise UserError(f"a model cannot have this `{name}`", got=value, where=str(file), fix=fix)
         for name, most in LARGEST_NUMBERS.items():
             value = part.get(name)

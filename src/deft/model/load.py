@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deft.errors import UserError, did_you_mean, panics_told, visible
+from deft.errors import UserError, did_you_mean, explaining_panics, visible
 from deft.hub.files import (
     ADAPTER_CONFIG,
     first_line,
@@ -71,7 +71,7 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
         if (folder / file).is_file():
             enter_own(read_json(folder / file).get("tokenizer_class"))
     try:
-        with quiet_transformers(), panics_told():
+        with quiet_transformers(), explaining_panics():
             if (by_sentencepiece := load_llama_tokenizer(folder)) is not None:
                 return by_sentencepiece
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -205,7 +205,7 @@ def load_adapter(folder: Path, *, dtype: "torch.dtype", attn_implementation: str
             adapted = PeftModel.from_pretrained(model, folder, is_trainable=False, local_files_only=True)
     except Exception as error:  # peft, torch and safetensors raise of every kind
         check_pickles(files)
-        fault = f"the adapter in {folder} does not go on its base model {base}"
+        fault = f"the adapter in {folder} does not fit its base model {base}"
         fix = "set base_model_name_or_path in its adapter_config.json to the model it was trained on"
         raise UserError(fault, got=first_line(error), fix=fix) from error
     for warning in caught:

@@ -29,7 +29,7 @@ def read_model_config(folder: Path) -> "PreTrainedConfig":
     from transformers import AutoConfig
 
     check_architecture(folder)
-    with quiet_transformers(), config_faults_told(folder):
+    with quiet_transformers(), explaining_config_errors(folder):
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
@@ -43,13 +43,13 @@ def num_parameters(folder: Path) -> int:
     from transformers import AutoModelForCausalLM
 
     config = read_model_config(folder)
-    with torch.device("meta"), quiet_transformers(), config_faults_told(folder):
+    with torch.device("meta"), quiet_transformers(), explaining_config_errors(folder):
         model = AutoModelForCausalLM.from_config(config)
     return sum(weight.numel() for weight in model.parameters())
 
 
 @contextmanager
-def config_faults_told(folder: Path) -> Iterator[None]:
+def explaining_config_errors(folder: Path) -> Iterator[None]:
     """Turn what transformers and torch raise over a configuration, which is of every kind, into an error.
 
     Raises:

@@ -157,7 +157,7 @@ class Guard:
         offending = next((found for part in typed if (found := self._pattern.search(part))), None)
         return NotTrainable(
             "control_token_in_text",
-            "the text spells a control token, and this tokenizer cannot encode it as ordinary text",
+            "the text contains a control token, and this tokenizer cannot encode it as ordinary text",
             got=offending.group() if offending else "\n".join(typed),
             fix="take the control token out of the message",
         )

@@ -24,7 +24,7 @@ def read_identity(path: Path | str) -> str:
     except UnicodeDecodeError as error:
         raise UserError("the identity file is not UTF-8 text", where=str(path), fix="save it as UTF-8") from error
     except OSError as error:
-        fix = "give the name of a text file that you may read"
+        fix = "give the name of a text file that you have permission to read"
         raise UserError("cannot read the identity file", got=error.strerror, where=str(path), fix=fix) from error
     if "\0" in text:
         raise UserError("the identity file is not UTF-8 text", got=text, where=str(path), fix="save it as UTF-8")

@@ -44,7 +44,7 @@ def check_layout(folder: Path, to: str, *, keep_adapter: bool = False) -> None:
         raise UserError(what.get(to, "only Baichuan2 has a head to normalise"), got=values.get("model_type"), fix=fix)
     if to == "llama" and Baichuan2Config.from_dict(values).position_embedding == "alibi":
         raise UserError(
-            "this Baichuan2 has no equal in Llama's layout: it biases attention by distance (ALiBi), Llama cannot",
+            "this Baichuan2 has no equivalent in Llama's layout: it biases attention by distance (ALiBi), Llama cannot",
             got=str(folder),
             fix=f"leave --to {to} out, and serve it with an engine that knows Baichuan: vLLM up to 0.23, or LMDeploy",
         )

@@ -92,7 +92,7 @@ def export(
     if dtype is not None:
         check_dtype(dtype)
     if not SHARD_SIZE.fullmatch(max_shard_size):
-        raise UserError("max_shard_size is no size", got=max_shard_size, fix="write it as 500MB or 5GB")
+        raise UserError("max_shard_size is not a valid size", got=max_shard_size, fix="write it as 500MB or 5GB")
     if license is not None and not license.strip():
         raise UserError("the licence is empty", fix="give its name, such as apache-2.0, or leave --license out")
     folder = find_folder(checkpoint)
@@ -161,7 +161,7 @@ def stored_dtype(folder: Path) -> str:
     kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in weights_of(folder).values()}
     if unknown := sorted(kinds - TOLERANCES.keys()):
         fix = "export the model in float32, float16 or bfloat16"
-        raise UserError(f"{folder} holds weights that are no plain floats", got=", ".join(unknown), fix=fix)
+        raise UserError(f"{folder} holds weights that are not plain floats", got=", ".join(unknown), fix=fix)
     return kinds.pop() if len(kinds) == 1 else "float32"
 
 
@@ -238,7 +238,7 @@ def check_nothing_local(out: Path, checkpoint: Path) -> None:
             for place in places:
                 if re.search(rf"(?<![\w/]){re.escape(place)}(?=[/\"'\s`]|$)", text):
                     raise UserError(
-                        "an exported file would name a folder of this computer",
+                        "an exported file would name a folder on this computer",
                         got=place,
                         where=file.name,
                         fix=f"take it out of that file in {checkpoint}, then export again",
@@ -259,7 +259,7 @@ def check_push(repository: str, origin: Provenance, *, public: bool) -> None:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     if not REPOSITORY.fullmatch(repository):
-        raise UserError("--push wants a repository's name", got=repository, fix="--push ORG/NAME")
+        raise UserError("--push needs a repository's name", got=repository, fix="--push ORG/NAME")
     if origin.license is None:
         fix = "look up the base model's licence and name it: --license apache-2.0"
         raise UserError("the licence is not known, so nothing is published", got=repository, fix=fix)
@@ -278,10 +278,10 @@ def check_push(repository: str, origin: Provenance, *, public: bool) -> None:
     except Exception as error:  # the hub's own errors and those of whichever http library it uses
         got = f"{type(error).__name__}: {first_line(error)}"
         fix = f"check the network and the token (hf auth whoami); or {by_hand}"
-        raise UserError("the hub cannot be asked, or does not take the token", got=got, fix=fix) from error
+        raise UserError("the hub cannot be reached, or rejects the token", got=got, fix=fix) from error
     if not is_private and not public:
         fix = "--public if that is meant, or another name"
-        raise UserError("that repository is there already, and public", got=repository, fix=fix)
+        raise UserError("that repository already exists, and is public", got=repository, fix=fix)
 
 
 def upload(folder: Path, repository: str, *, public: bool, tell: Tell) -> str:

@@ -141,9 +141,9 @@ def check_target(out: Path, *, overwrite: bool, sources: Sequence[Path]) -> None
     if out.exists() or out.is_symlink():
         fix = "name another folder, or --overwrite"
         if not overwrite:
-            raise UserError("the folder to write is there already", got=str(out), fix=fix)
+            raise UserError("the output folder already exists", got=str(out), fix=fix)
         if out.is_symlink() or not out.is_dir():
-            raise UserError("what is there is no folder", got=str(out), fix="name another folder")
+            raise UserError("what is there is not a folder", got=str(out), fix="name another folder")
         here = out.resolve()
         for kept in (Path.cwd(), *sources):
             if kept.resolve().is_relative_to(here):

@@ -17,6 +17,7 @@ from deft.hub.cache import is_present
 from deft.hub.known import find_known
 from deft.intervals import paired_changes
 from deft.locks import place_held
+from deft.quickstart.narrator import Narrator
 from deft.quickstart.outcome import collect_results, finish, show_finished, show_replies, verdicts
 from deft.quickstart.plan import DEFAULT_MODEL, PART_FOLDER, TUNED, Plan, find_finished, repeating_flags, with_key
 from deft.quickstart.prompts import PROMPTS
@@ -32,7 +33,6 @@ from deft.quickstart.stages import (
     trained_folder,
     warn_of_language,
 )
-from deft.quickstart.teller import Teller
 from deft.report.results import ReplyPair
 from deft.report.tables import changes_table
 from deft.report.texts import QUICKSTART_TEXTS, Lang
@@ -95,16 +95,16 @@ def quickstart(
         max_new_tokens=max_new_tokens,
         accept_license=accept_license,
     )
-    tell = Teller(console=console or Console(), lang=lang)
+    tell = Narrator(console=console or Console(), lang=lang)
     try:
-        return take_up(plan, tell, again=again)
+        return resume_or_run(plan, tell, again=again)
     except KeyboardInterrupt:
         tell.console.print()
         tell.say("interrupted", style="bold", flags=repeating_flags(plan))
         raise
 
 
-def take_up(plan: Plan, tell: Teller, *, again: bool) -> Path:
+def resume_or_run(plan: Plan, tell: Narrator, *, again: bool) -> Path:
     """Show a finished quickstart, or run one, with whatever exists of it."""
 
     known = find_known(plan.config.model)
@@ -118,7 +118,7 @@ def take_up(plan: Plan, tell: Teller, *, again: bool) -> Path:
         return run(plan, tell, again=again)
 
 
-def run(plan: Plan, tell: Teller, *, again: bool) -> Path:
+def run(plan: Plan, tell: Narrator, *, again: bool) -> Path:
     """Go through all stages; what exists of them is used."""
     say(tell.console, "{welcome}", welcome=tell.text("welcome"), style="bold", fold=True)
     warn_of_language(plan, tell)

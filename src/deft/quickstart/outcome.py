@@ -18,10 +18,10 @@ from deft.files import read_object, remove, write_json
 from deft.fingerprint import fingerprint
 from deft.intervals import Change
 from deft.losses import write_rows
+from deft.quickstart.narrator import Narrator
 from deft.quickstart.plan import FILE_NAME, Plan, repeating_flags
 from deft.quickstart.prompts import PROMPTS, RIGHT_OPTION
 from deft.quickstart.stages import Before, warn_of_language
-from deft.quickstart.teller import Teller
 from deft.report.page import write_report
 from deft.report.results import ReplyPair, Results, from_json, to_json
 from deft.report.tables import changes_table
@@ -44,7 +44,7 @@ def collect_results(
     pairs: Sequence[ReplyPair],
     *,
     before: Before,
-    tell: Teller,
+    tell: Narrator,
 ) -> Results:
     """Put together what the report shows; rows that come with deft go by their place in it, not in this computer."""
     results = collect(
@@ -72,7 +72,7 @@ def shown_rows(paths: Sequence[Path]) -> str:
     return shown_value([str(path.relative_to(package)) if path.is_relative_to(package) else path for path in paths])
 
 
-def finish(plan: Plan, folder: Path, results: Results, before: Before, tell: Teller) -> None:
+def finish(plan: Plan, folder: Path, results: Results, before: Before, tell: Narrator) -> None:
     """Write picture, report and `quickstart.json` (last, as the sign that all is there), and print where to go."""
     write_outcome(folder, results, plan.lang)
     write_rows(folder / "rows_before.jsonl", before.rows)
@@ -82,7 +82,7 @@ def finish(plan: Plan, folder: Path, results: Results, before: Before, tell: Tel
         "key": plan.key,
         "lang": plan.lang,
         "total_time_s": tell.total_s(),
-        "resumed": bool(tell.taken_up),
+        "resumed": bool(tell.resumed_stages),
         "results": to_json(results),
     }
     write_json(folder / FILE_NAME, stored)
@@ -90,7 +90,7 @@ def finish(plan: Plan, folder: Path, results: Results, before: Before, tell: Tel
     say_where_to_go(plan, folder, results, tell, stored=stored)
 
 
-def show_finished(folder: Path, plan: Plan, tell: Teller) -> None:
+def show_finished(folder: Path, plan: Plan, tell: Narrator) -> None:
     """Show a finished quickstart again; its report is written again where it is missing."""
     stored = read_object(folder / FILE_NAME)
     results = from_json(stored["results"])
@@ -103,7 +103,7 @@ def show_finished(folder: Path, plan: Plan, tell: Teller) -> None:
     tell.say("again", style="dim", flags=repeating_flags(plan))
 
 
-def show_replies(pairs: Sequence[ReplyPair], tell: Teller) -> None:
+def show_replies(pairs: Sequence[ReplyPair], tell: Narrator) -> None:
     """Print each prompt with its two replies."""
 
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -123,7 +123,7 @@ def show_replies(pairs: Sequence[ReplyPair], tell: Teller) -> None:
     tell.say("worth", style="dim")
 
 
-def say_where_to_go(plan: Plan, folder: Path, results: Results, tell: Teller, *, stored: Mapping[str, Any]) -> None:
+def say_where_to_go(plan: Plan, folder: Path, results: Results, tell: Narrator, *, stored: Mapping[str, Any]) -> None:
     """Print report, next commands, and the result."""
     console, texts = tell.console, ENDING_TEXTS[plan.lang]
     say_files(console, folder, plan.lang)

@@ -25,9 +25,9 @@ from deft.hub.known import find_known, format_parameters
 from deft.hub.pull import pull
 from deft.losses import RowLoss, read_rows_kept
 from deft.prompt.encode import encode_example, encode_examples
+from deft.quickstart.narrator import Narrator, row_bar
 from deft.quickstart.plan import CHINESE_MODEL, TUNED, Plan, find_run, knows_language, newest_unfinished
 from deft.quickstart.prompts import PROMPTS
-from deft.quickstart.teller import Teller, row_bar
 from deft.report.texts import Lang
 from deft.report.values import shown_value
 from deft.screen import say
@@ -60,7 +60,7 @@ class Before:
     identity: Mapping[str, Any]
 
 
-def warn_of_language(plan: Plan, tell: Teller) -> None:
+def warn_of_language(plan: Plan, tell: Narrator) -> None:
     """Say, where the model hardly knows the language of the data, so and the command for one that does."""
     if not knows_language(plan):
         tell.say("weak_language", style="yellow", model=plan.config.model)
@@ -68,7 +68,7 @@ def warn_of_language(plan: Plan, tell: Teller) -> None:
         say(tell.console, "    {command}", command=command, style="bold")
 
 
-def bring_model(plan: Plan, tell: Teller) -> None:
+def bring_model(plan: Plan, tell: Narrator) -> None:
     """Fetch the model, if it is one that deft knows and not here yet."""
 
     known = find_known(plan.config.model)
@@ -81,7 +81,7 @@ def bring_model(plan: Plan, tell: Teller) -> None:
         pull(plan.config.model, accept_license=plan.accept_license, progress=show)
 
 
-def load(plan: Plan, tell: Teller) -> "tuple[LoadedModel, ChatFormat]":
+def load(plan: Plan, tell: Narrator) -> "tuple[LoadedModel, ChatFormat]":
     """Load the model to start from, and say what it is."""
 
     loaded, chat_format = load_to_measure(plan.config.model, dtype="float32")
@@ -118,7 +118,7 @@ def spread(examples: Sequence[Example], limit: int | None) -> Sequence[Example]:
     return [examples[index] for index in sorted(index for _, index in sorted(ranked)[:limit])]
 
 
-def show_data(rows: Rows, chat_format: "ChatFormat", plan: Plan, tell: Teller) -> None:
+def show_data(rows: Rows, chat_format: "ChatFormat", plan: Plan, tell: Narrator) -> None:
     """Print the audit of the training rows, and check that nothing held out is among them.
 
     Raises:
@@ -146,7 +146,7 @@ def show_data(rows: Rows, chat_format: "ChatFormat", plan: Plan, tell: Teller) -
     tell.say("no_leak", style="green", held_out=len(held_out))
 
 
-def measure_before(plan: Plan, loaded: "LoadedModel", chat_format: "ChatFormat", rows: Rows, tell: Teller) -> Before:
+def measure_before(plan: Plan, loaded: "LoadedModel", chat_format: "ChatFormat", rows: Rows, tell: Narrator) -> Before:
     """Measure the untrained model: losses of the test rows and two replies; both are kept as they are made."""
     from deft.training.run import run_identity
 
@@ -171,7 +171,7 @@ def losses(
     examples: Sequence[Example],
     *,
     file: Path,
-    tell: Teller,
+    tell: Narrator,
 ) -> list[RowLoss]:
     """Return the losses of examples; each pack is kept in `file` at once, and what is there is not computed again."""
 
@@ -180,7 +180,7 @@ def losses(
     kept = {row.id for row in read_rows_kept(file)}
     num_missing = sum(row.id not in kept for row in sequences)
     if kept:
-        tell.taken_up.add("before" if file.parent == plan.parts else "after")
+        tell.resumed_stages.add("before" if file.parent == plan.parts else "after")
         tell.say("kept", rows=len(sequences) - num_missing, all=len(sequences))
     with row_bar(tell, num_missing) as advance:
         return row_losses_kept(
@@ -205,20 +205,20 @@ def replies(plan: Plan, loaded: "LoadedModel", chat_format: "ChatFormat") -> lis
     return [str(decode(list(reply.token_ids), skip_special_tokens=True)).strip() for reply in found]
 
 
-def trained_folder(plan: Plan, rows: Rows, before: Before, tell: Teller, *, again: bool) -> Path:
+def trained_folder(plan: Plan, rows: Rows, before: Before, tell: Narrator, *, again: bool) -> Path:
     """Train, or go on with a training that was interrupted, or return the folder of one that ended."""
     from deft.training.run import train
 
     done = None if again else find_run(plan, before.identity, finished=True)
     if done is not None and (done / "best").exists():
         tell.say("trained_already", folder=done)
-        tell.taken_up.add("training")
+        tell.resumed_stages.add("training")
         return done
     config = plan.config
     unfinished = find_run(plan, before.identity, finished=False)
     if unfinished is not None and unfinished == newest_unfinished(plan.runs):
         tell.say("resuming")
-        tell.taken_up.add("training")
+        tell.resumed_stages.add("training")
         config = dataclasses.replace(config, resume_training=True)
     else:
         steps = config.num_epochs * math.ceil(before.identity["num_train_rows"] / config.batch_size)

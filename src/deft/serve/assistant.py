@@ -110,7 +110,7 @@ class Assistant:
                 return []
             answer = self.text_of(reply)
             if not answer.strip():
-                fix = "word the identity in another way, or train it into the model"
+                fix = "phrase the identity differently, or train it into the model"
                 raise UserError("the model gave an empty reply to its identity", got=text, fix=fix)
             messages = [*asked, Message(role="assistant", content=answer)]
         self.check_room([*messages, Message(role="user", content="?")], text)

@@ -172,7 +172,7 @@ class TerminalChat:
             raise UserError("there is no conversation to save yet", fix="say something first")
         path = Path(name).expanduser()
         if path.exists() and path.resolve() not in self.saved_to:
-            raise UserError(f"{path} is there already", fix="choose another name")
+            raise UserError(f"{path} already exists", fix="choose another name")
         messages = self.messages
         if self.assistant.identity and messages[0].role != "system":
             messages = [Message(role="system", content=self.assistant.identity), *messages]

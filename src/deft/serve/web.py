@@ -124,7 +124,7 @@ def build_page(assistant: Assistant, *, lang: str = "en", session: "ChatSession 
         UserError: if the language is another.
     """
     if lang not in TEXTS:
-        raise UserError("the page does not speak this language", got=lang, fix=did_you_mean(lang, TEXTS))
+        raise UserError("the page is not available in this language", got=lang, fix=did_you_mean(lang, TEXTS))
     texts = TEXTS[lang]
     session = session or ChatSession(assistant)
     with gr.Blocks(title=f"deft · {assistant.name}", analytics_enabled=False, fill_height=True) as page:

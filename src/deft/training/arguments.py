@@ -151,7 +151,7 @@ def read_settings_file(name: str, path: Path) -> dict[str, Any]:
         raise UserError(f"there is no such file under `trainer`: {name}", got=str(path), fix=fix) from error
     except (OSError, ValueError) as error:
         raise UserError(
-            f"this file under `trainer`: {name} is no JSON", got=str(error), where=str(path), fix=fix
+            f"this file under `trainer`: {name} is not valid JSON", got=str(error), where=str(path), fix=fix
         ) from error
     if not isinstance(value, dict):
         raise UserError(f"this file under `trainer`: {name} holds no settings", got=value, where=str(path), fix=fix)

@@ -118,7 +118,7 @@ def remove_leftovers(run: Path) -> None:
 
 
 @contextmanager
-def disk_faults_told(run: Path) -> Iterator[None]:
+def explaining_disk_errors(run: Path) -> Iterator[None]:
     """Turn the errors of a full or broken disk, whichever library meets them, into one that says how to go on.
 
     Raises:

@@ -32,7 +32,7 @@ WORTH_SAYING = 1.1
 """How many times as fast bfloat16 must be for the log to say so."""
 
 
-def in_fast_format(config: TrainConfig) -> TrainConfig:
+def with_fast_dtype(config: TrainConfig) -> TrainConfig:
     """Return the settings with the number format that `fast` asks for.
 
     Raises:

@@ -22,7 +22,7 @@ def run_held(folder: Path) -> Iterator[None]:
 
     def refuse() -> None:
         fix = "wait for it, or stop it (Ctrl-C in its terminal); without --resume-training a new run begins"
-        raise UserError("this run is still going", where=str(folder), fix=fix)
+        raise UserError("this run is still in progress", where=str(folder), fix=fix)
 
     with held(folder / LOCK_FILE, when_taken=refuse):
         try:

@@ -41,7 +41,7 @@ def free_memory() -> None:
 
 
 @contextmanager
-def memory_faults_told() -> Iterator[None]:
+def explaining_memory_errors() -> Iterator[None]:
     """Turn running out of memory elsewhere (the optimizer's states, moving the model) into an error that says so.
 
     Raises:

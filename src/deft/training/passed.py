@@ -134,9 +134,11 @@ def check_passed(name: str) -> None:
     """
     where = f"trainer: {name}"
     if name in OWNED:
-        raise UserError("this is for deft to decide", got=name, where=where, fix=f"use {OWNED[name]}")
+        raise UserError("deft decides this itself", got=name, where=where, fix=f"use {OWNED[name]}")
     if name in WITHOUT_EFFECT:
-        raise UserError("this would change nothing", got=name, where=where, fix=f"take it out: {WITHOUT_EFFECT[name]}")
+        raise UserError(
+            "this setting would have no effect", got=name, where=where, fix=f"take it out: {WITHOUT_EFFECT[name]}"
+        )
     if name not in PASSED:
         raise UserError("unknown setting under `trainer`", got=name, fix=did_you_mean(name, PASSED | OWNED.keys()))
 
@@ -170,4 +172,4 @@ def names_secret(name: str) -> bool:
 def secret_found(where: str) -> UserError:
     """Return the refusal of a setting that holds a secret."""
     fix = "take it out, and set the environment variable that its library reads (HF_TOKEN, WANDB_API_KEY, …)"
-    return UserError("a secret does not belong into settings, which are kept", where=where, fix=fix)
+    return UserError("secrets do not belong in settings, which are saved", where=where, fix=fix)

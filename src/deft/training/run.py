@@ -34,12 +34,12 @@ from deft.prompt.formats.kinds import ChatFormat
 from deft.prompt.paint import paint, painted_pieces
 from deft.screen import say
 from deft.training.arguments import arguments_of
-from deft.training.checkpoint import disk_faults_told
+from deft.training.checkpoint import explaining_disk_errors
 from deft.training.config import NO_VALIDATION, TrainConfig, check_device_for
-from deft.training.kernel import chosen_kernel, in_fast_format
+from deft.training.kernel import chosen_kernel, with_fast_dtype
 from deft.training.lock import run_held
 from deft.training.order import Position
-from deft.training.out_of_memory import memory_faults_told
+from deft.training.out_of_memory import explaining_memory_errors
 from deft.training.prepare import check_whole, load_to_train, prepare_device
 from deft.training.processes import agreed, joined
 from deft.training.progress import Progress
@@ -98,7 +98,7 @@ def train(
     if not valid_examples:
         config = dataclasses.replace(config, valid=(NO_VALIDATION,))
     check_device_for(config)
-    config = in_fast_format(config)
+    config = with_fast_dtype(config)
     with joined() as processes:
         arguments = arguments_of(config, Path("unused"))  # a wrong setting is told before a model loads
         check_sharding(config, arguments, processes.num_processes)
@@ -124,8 +124,13 @@ def train(
             checkpoint = str(resumption.checkpoint) if resumption.checkpoint else None
             # A resumed run has measured the loss before training already.
             trainer.args.eval_on_start = measure_first and config.validates and checkpoint is None
-            with quiet_transformers(), takes_packs(ready.loaded.model), progress.shown(), disk_faults_told(folder):
-                with memory_faults_told():
+            with (
+                quiet_transformers(),
+                takes_packs(ready.loaded.model),
+                progress.shown(),
+                explaining_disk_errors(folder),
+            ):
+                with explaining_memory_errors():
                     trainer.train(resume_from_checkpoint=checkpoint)
                 finished = trainer.state.global_step >= trainer.state.max_steps
                 if processes.is_main_process:
@@ -185,7 +190,7 @@ def make_ready(
         valid_rows = encode(valid_examples, tokenizer, chat_format, config, split="validation", console=console)
     identity = run_identity(config, source, train_rows, valid_rows)
     unfinished = find_unfinished(config.output_dir, identity, config.allow_changed) if config.resume_training else None
-    with memory_faults_told():
+    with explaining_memory_errors():
         loaded = load_to_train(config, arguments, tokenizer, train_rows, num_added_tokens=num_added_tokens)
     if valid_rows is not None:
         check_rows(loaded.model, valid_rows.sequences)
@@ -347,7 +352,7 @@ def encode(
     if not result.sequences:
         first = result.dropped[0]
         raise UserError(
-            f"no {split} row can be used",
+            f"no {split} row is usable",
             got=f"{len(result.dropped)} rows dropped; the first: {first.reason}: {first.detail}",
             where=first.source or first.id,
             fix="see `deft data audit`",

@@ -143,7 +143,7 @@ def choose_checkpoint(run: Path, *, num_rows: int, verify: bool, tell: Callable[
     if checkpoint is None and faulty:
         damaged, fault = faulty[0]
         fix = "start without --resume-training; what is there stays, each with the weights it holds"
-        raise UserError("the run cannot go on from any of its checkpoints", got=fault, where=str(damaged), fix=fix)
+        raise UserError("the run cannot resume from any of its checkpoints", got=fault, where=str(damaged), fix=fix)
     for damaged, _ in faulty:
         set_aside(damaged)
     return Resumption(checkpoint=checkpoint, position=position_of(checkpoint, num_rows) if checkpoint else Position())
@@ -222,4 +222,4 @@ def new_run_folder(parent: Path) -> Path:
             return folder
     except OSError as error:
         raise cannot_write(parent, error) from error
-    raise UserError(f"{parent} has too many runs of this second", fix="wait a second and start again")
+    raise UserError(f"too many runs began in {parent} within this second", fix="wait a second and start again")

@@ -29,7 +29,7 @@ def check_sharding(config: TrainConfig, arguments: TrainingArguments, num_proces
     """
     if arguments.deepspeed is not None and "RANK" not in os.environ:
         fix = "torchrun --standalone --nproc_per_node N -m deft train …, with N = 1 for one process"
-        raise UserError("DeepSpeed wants its processes started by torchrun", where="trainer: deepspeed", fix=fix)
+        raise UserError("DeepSpeed needs its processes started by torchrun", where="trainer: deepspeed", fix=fix)
     if arguments.fsdp_plugin_args is None:
         return
     fsdp_config: Any = arguments.fsdp_config
@@ -43,7 +43,7 @@ def check_sharding(config: TrainConfig, arguments: TrainingArguments, num_proces
         )
     if num_processes == 1:
         raise UserError(
-            "FSDP shares a model's weights among processes, and there is one alone",
+            "FSDP shards a model's weights across processes, and there is only one",
             where="trainer: fsdp",
             fix="torchrun --standalone --nproc_per_node N -m deft train …, or leave fsdp out",
         )
@@ -141,7 +141,7 @@ def shard_on_cpu(accelerator: Accelerator, arguments: TrainingArguments) -> None
     if settings["fsdp_version"] != 2:
         fix = "take version out of fsdp_config, or make it 2"
         raise UserError(
-            "CPUs share weights by FSDP2 only", got=settings["fsdp_version"], where="trainer: fsdp", fix=fix
+            "on CPUs, only FSDP2 shards weights", got=settings["fsdp_version"], where="trainer: fsdp", fix=fix
         )
     if settings.get("cpu_offload"):
         fix = "take cpu_offload out of fsdp_config"

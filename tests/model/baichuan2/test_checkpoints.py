@@ -112,7 +112,7 @@ def test_a_missing_shard_is_named(official: Path) -> None:
     (official / SECOND).unlink()
     with pytest.raises(UserError) as caught:
         load_model(official)
-    assert caught.value.what == f"{official} is not a whole model: it lacks {SECOND}"
+    assert caught.value.what == f"{official} is not a complete model: it lacks {SECOND}"
 
 
 class Evil:

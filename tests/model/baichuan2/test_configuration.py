@@ -131,7 +131,7 @@ def test_the_second_generation_may_have_other_vocabularies(vocab_size: int) -> N
     ("changes", "fault"),
     [
         ({"position_embedding": "learned"}, "unknown position_embedding"),
-        ({"num_attention_heads": 7}, "no multiple of num_attention_heads"),
+        ({"num_attention_heads": 7}, "not a multiple of num_attention_heads"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "unscaled rotary positions"),
         ({"tie_word_embeddings": True}, "head is not its embedding"),
     ],

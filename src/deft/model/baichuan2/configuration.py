@@ -116,7 +116,7 @@ class Baichuan2Config(PreTrainedConfig):
             raise UserError("config.json says rope, but names no max_position_embeddings", fix=fix)
         if self.hidden_size % self.num_attention_heads:
             got = f"{self.hidden_size} / {self.num_attention_heads}"
-            raise UserError("hidden_size is no multiple of num_attention_heads", got=got, fix=fix)
+            raise UserError("hidden_size is not a multiple of num_attention_heads", got=got, fix=fix)
         rope_type = (self.rope_parameters or {}).get("rope_type", "default")
         if rope_type != "default":
             fix = "take rope_scaling out of config.json; the context is then max_position_embeddings"

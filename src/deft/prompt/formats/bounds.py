@@ -47,7 +47,7 @@ def check_template(template: str, template_kwargs: Mapping[str, Any]) -> None:
         done = subprocess.run(command, input=request, capture_output=True, text=True, timeout=TIME_S, check=False)
         fault = done.stdout.strip() if done.returncode == 0 else "it took too much time or memory"
     except subprocess.TimeoutExpired:
-        fault = f"it was not done after {TIME_S} s"
+        fault = f"it did not finish within {TIME_S} s"
     if fault:
         raise UserError("the chat template does more work than any conversation needs", got=fault, fix=REMEDY)
     passed.add(key)

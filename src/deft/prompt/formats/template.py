@@ -203,7 +203,7 @@ class TemplateFormat:
         if written != self._guard.special_texts("\0".join(skeleton.literals)):
             raise NotTrainable(
                 "control_token_in_text",
-                "a reply that the template rewrites spells a special token",
+                "a reply that the template rewrites contains a special token",
                 got=" ".join(written),
                 fix="take the special token out of the reply",
             )
@@ -233,7 +233,7 @@ class TemplateFormat:
                 **self.template_kwargs,
             )
         except RENDERING_ERRORS as error:
-            fault = "the chat template refuses the conversation"
+            fault = "the chat template rejects the conversation"
             raise NotTrainable("template_refuses_messages", fault, got=str(error), fix=REMEDY) from error
         assert isinstance(text, str)
         return text
@@ -269,7 +269,7 @@ def check_history(prompt: Prompt, text: str) -> None:
         raise NotTrainable(
             "template_rewrites_history",
             "the template writes earlier turns in another way once the conversation goes on",
-            got=f"the prompt {prompt.text[-80:]!r} is no beginning of the conversation's text",
+            got=f"the prompt {prompt.text[-80:]!r} is not a prefix of the conversation's text",
             fix="split the conversation into rows of one exchange, or " + REMEDY,
         )
 
@@ -292,7 +292,7 @@ def rewritten_reply(turn: Turn, start: int, text: str) -> Content:
             "template_rewrites_reply",
             "the template does not show a reply as it is, so what is trained would not be what was written",
             got=turn.content,
-            fix="write the reply as the template does (thinking belongs into the last turn only)",
+            fix="write the reply as the template does (thinking belongs in the last turn only)",
         )
     return Content(start, start + len(turn.content), is_reply=True)
 
@@ -346,7 +346,7 @@ def find_template(tokenizer: "PreTrainedTokenizerBase", chat_template: str | Non
     except ValueError as error:
         raise UserError("the tokenizer has no chat template to use", got=str(error), fix=REMEDY) from error
     if not isinstance(found, str):
-        raise UserError("the tokenizer's chat template is no text", got=found, fix=REMEDY)
+        raise UserError("the tokenizer's chat template is not text", got=found, fix=REMEDY)
     return found
 
 

@@ -17,14 +17,14 @@ NUM_STAGES = 6
 
 
 @dataclass(kw_only=True, slots=True)
-class Teller:
-    """Speaks to the user in one language, and counts stages and their time; `taken_up` are stages begun earlier."""
+class Narrator:
+    """Speaks to the user in one language, and times the stages; `resumed_stages` are those begun earlier."""
 
     console: Console
     lang: Lang
     started_at: float = field(default_factory=time.monotonic)
     stage_times_s: dict[str, float] = field(default_factory=dict)
-    taken_up: set[str] = field(default_factory=set)
+    resumed_stages: set[str] = field(default_factory=set)
 
     def text(self, name: str, **values: Any) -> str:
         """Return a text of the table, filled in."""
@@ -49,7 +49,7 @@ class Teller:
     def named_times_s(self) -> dict[str, float]:
         """Return the seconds of each stage under its name in the user's language."""
         names = {stage: self.text(stage) for stage in self.stage_times_s}
-        names |= {stage: self.text("resumed", stage=names[stage]) for stage in self.taken_up}
+        names |= {stage: self.text("resumed", stage=names[stage]) for stage in self.resumed_stages}
         return {names[stage]: seconds for stage, seconds in self.stage_times_s.items()}
 
     def total_s(self) -> float:
@@ -58,7 +58,7 @@ class Teller:
 
 
 @contextmanager
-def row_bar(tell: Teller, num_rows: int) -> Iterator[Callable[[int], None]]:
+def row_bar(tell: Narrator, num_rows: int) -> Iterator[Callable[[int], None]]:
     """Show a bar over rows where there is a terminal; yield what advances it."""
     if not (tell.console.is_terminal and num_rows):
         yield lambda rows: None
