@@ -26,6 +26,7 @@ SENTENCES: dict[str, tuple[str | int, ...]] = {
     "Terms": ("gist",),
     "encode": ("split",),
     "remark": (0,),
+    "check_logits": ("what",),
     "leave": (1,),
 }
 """Calls that take sentences, filled where they are made: the places or names of those arguments."""
@@ -33,7 +34,10 @@ TEMPLATES: dict[str, int] = {"say": 1, "styled": 0, "worded": 0}
 """Calls that take templates, filled where they are printed."""
 SPEAKERS = {
     "data.audit": ("find_stop_reasons", "find_warnings"),
+    "data.fields": ("__str__",),
     "estimate.estimate": ("advise",),
+    "publish.export": ("export", "write_adapter"),
+    "publish.merge": ("merge_weights",),
     "data.show": ("files_told", "unused_lines"),
 }
 """Functions whose texts, all that have a space in them, are shown as sentences."""

@@ -73,8 +73,8 @@ def shown_error(error: CycloptsError) -> Any:
 app = App(
     name="deft",
     help="Find how little data each ability needs, train on exactly that, and prove it.\n\n"
-    "With any command, --no-hub keeps deft from asking a model hub for anything, and --lang zh lets it speak Chinese "
-    "(as does DEFT_LANG=zh, or a Chinese locale; --lang en, English).",
+    "With any command, --no-hub keeps deft from asking a model hub for anything, and --lang en or --lang zh lets it "
+    "speak English or Chinese; without the flag, DEFT_LANG decides, or else the locale.",
     version=__version__,
     suppress_keyboard_interrupt=False,
     config=fill_from_recipe,

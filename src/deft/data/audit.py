@@ -178,8 +178,9 @@ def find_stop_reasons(abilities: Sequence[AbilityAudit], total: AbilityAudit) ->
     if total.num_open_ended == total.num_trainable:
         found.append("no reply ends with an end-of-turn token that is trained, so the model would not learn to stop")
     if 2 * total.num_duplicates > total.num_rows:
-        counts = f"{total.num_duplicates:,} of {total.num_rows:,}"
-        found.append(f"more than half of the rows are duplicates of others: {counts}")
+        found.append(
+            f"more than half of the rows are duplicates of others: {total.num_duplicates:,} of {total.num_rows:,}"
+        )
     found += [
         f"no row of {one.ability} can be trained: {reasons(one)}"
         for one in abilities
@@ -194,8 +195,10 @@ def find_warnings(abilities: Sequence[AbilityAudit], total: AbilityAudit) -> tup
     if total.num_dropped:
         found.append(f"{total.num_dropped:,} of {total.num_rows:,} rows cannot be trained: {reasons(total)}")
     if total.num_open_ended:
-        counts = f"{total.num_open_ended:,} of {total.num_trainable:,}"
-        found.append(f"{counts} replies do not end with an end-of-turn token that is trained")
+        open_ended, all_trainable = total.num_open_ended, total.num_trainable
+        found.append(
+            f"{open_ended:,} of {all_trainable:,} replies do not end with an end-of-turn token that is trained"
+        )
     if total.num_duplicates:
         found.append(f"{total.num_duplicates:,} of {total.num_rows:,} rows are duplicates of others")
     if total.num_conflicting:

@@ -115,7 +115,7 @@ def files_told(sources: Sequence[FileRead], left_out: Sequence[LeftOut]) -> list
         lines.append(f"read {len(sources):,} files, {sum(one.num_rows for one in sources):,} rows")
         sources = [one for one in sources if one.remarks or not one.num_rows]
     for one in sources[:NUM_FILES_SHOWN]:
-        remarks = f" ({'; '.join(one.remarks)})" if one.remarks else ""
+        remarks = f" ({'; '.join(map(translated, one.remarks))})" if one.remarks else ""
         lines.append(f"read {one.path}: {one.num_rows:,} row{'s' * (one.num_rows != 1)}{remarks}")
     if len(sources) > NUM_FILES_SHOWN:
         lines.append(f"… and {len(sources) - NUM_FILES_SHOWN:,} more such files")
@@ -129,5 +129,5 @@ def files_told(sources: Sequence[FileRead], left_out: Sequence[LeftOut]) -> list
 
 def names_of_some(names: Sequence[str]) -> str:
     """Return the first of some names, and how many more there are."""
-    more = f" and {len(names) - NUM_NAMES_SHOWN:,} more" if len(names) > NUM_NAMES_SHOWN else ""
+    more = worded(" and {number:,} more", number=len(names) - NUM_NAMES_SHOWN) if len(names) > NUM_NAMES_SHOWN else ""
     return f"{', '.join(names[:NUM_NAMES_SHOWN])}{more}"

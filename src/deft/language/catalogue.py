@@ -75,12 +75,14 @@ def in_language(sentence: str, language: Lang) -> str:
 def patterns(language: Lang) -> tuple[tuple[tuple[str, ...], str, tuple[str, ...], str], ...]:
     """Return for each template with fields its literal parts, a pattern, its fields and its translation.
 
-    Those with the most literal text come first. One without a letter of its own fits anything, and is left out.
+    Those with the most literal text come first. Templates with named fields are left out, as they are looked up before
+    they are filled; so are those without a letter of their own, which would fit anything.
     """
     found = []
     for english, template in catalogue(language).items():
         literals, pattern, names = compiled(english)
-        if names and any(character.isalpha() for literal in literals for character in literal):
+        is_sentence = names and all(name.isdecimal() for name in names)
+        if is_sentence and any(character.isalpha() for literal in literals for character in literal):
             found.append((literals, pattern, names, template))
     return tuple(sorted(found, key=lambda one: -sum(map(len, one[0]))))
 

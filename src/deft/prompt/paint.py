@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from deft.errors import visible
+from deft.language.catalogue import worded
 from deft.prompt.guard import decode_exactly
 from deft.types import IGNORED_LABEL, Example, TokenSequence
 
@@ -32,14 +33,14 @@ def paint(
     """
     facts = [
         f"id {example.id}",
-        f"ability {example.ability or '(none)'}",
-        example.source or "(no file)",
-        f"{len(sequence):,} tokens",
-        f"{sequence.num_supervised:,} supervised",
+        worded("ability {ability}", ability=example.ability or worded("(none)")),
+        example.source or worded("(no file)"),
+        worded("{number:,} tokens", number=len(sequence)),
+        worded("{number:,} supervised", number=sequence.num_supervised),
     ]
     painted = Text(visible(" · ".join(facts)), style="")
     painted.append("\n")
-    for trained, label in ((True, "trained"), (False, "masked")):
+    for trained, label in ((True, worded("trained")), (False, worded("masked"))):
         append_span(painted, label, trained=trained, colour=colour)
         painted.append(" ")
     painted.append("\n\n")

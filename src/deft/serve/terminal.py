@@ -15,6 +15,7 @@ from rich.console import Console
 
 from deft.errors import UserError, did_you_mean
 from deft.files import write_text
+from deft.language.catalogue import translated
 from deft.language.errors import told
 from deft.model.sampling import Sampling
 from deft.screen import say
@@ -186,8 +187,8 @@ class TerminalChat:
 
     def note(self, text: str, *, style: str = "dim") -> None:
         """Print something that is not the model's, dimly."""
-        for line in text.splitlines():
-            say(self.console, "{line!t}", line=line, style=style)
+        for line in translated(text).splitlines():
+            say(self.console, "{line}", line=line, style=style)
 
 
 def chat_sampling(

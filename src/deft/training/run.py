@@ -323,7 +323,8 @@ def shortened(text: str) -> str:
     """Return a text whose middle is left out if it is long."""
     if len(text) <= 2 * SHOWN_CHARACTERS:
         return text
-    return f"{text[:SHOWN_CHARACTERS]} …({len(text) - 2 * SHOWN_CHARACTERS} characters)… {text[-SHOWN_CHARACTERS:]}"
+    left_out = worded("…({number} characters)…", number=len(text) - 2 * SHOWN_CHARACTERS)
+    return f"{text[:SHOWN_CHARACTERS]} {left_out} {text[-SHOWN_CHARACTERS:]}"
 
 
 def encode(
