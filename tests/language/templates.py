@@ -221,7 +221,7 @@ def texts_of_call(call: ast.Call, place: Place) -> Iterator[str]:
 
 def sentences_of(function: ast.FunctionDef, place: Place) -> Iterator[str]:
     """Yield the texts with a space in them that stand in a function, its docstring aside."""
-    left: list[ast.AST] = list(function.body[1:])
+    left: list[ast.AST] = list(function.body[1:] if ast.get_docstring(function) else function.body)
     while left:
         node = left.pop()
         if isinstance(node, ast.JoinedStr | ast.Constant):
@@ -230,11 +230,37 @@ def sentences_of(function: ast.FunctionDef, place: Place) -> Iterator[str]:
             left += ast.iter_child_nodes(node)
 
 
+def help_texts() -> set[str]:
+    """Return every paragraph that the help of a command, or of one of its parameters, may show."""
+    from cyclopts import App
+    from cyclopts.help.help import docstring_parse
+
+    from deft.commands.app import app
+
+    found: set[str] = set()
+
+    def visit(one: App) -> None:
+        said = docstring_parse(one.help, "markdown")
+        texts = [said.short_description, said.long_description]
+        if one.default_command is not None:
+            texts += [argument.parameter.help for argument in one.assemble_argument_collection(parse_docstring=True)]
+        paragraphs = [paragraph for text in texts if text for paragraph in text.split("\n\n")]
+        found.update(" ".join(paragraph.split()) for paragraph in paragraphs)
+        for name in one:
+            if name in (*one.help_flags, *one.version_flags):
+                found.add(str(one[name].help))
+            else:
+                visit(one[name])
+
+    visit(app)
+    return found
+
+
 def main() -> None:
     """Print the texts that the Chinese catalogue has not, and those that it has in vain."""
     from deft.language.catalogue import catalogue
 
-    texts, known = shown_texts(), catalogue("zh")
+    texts, known = shown_texts() | {text: {"help"} for text in help_texts()}, catalogue("zh")
     for text in sorted(texts.keys() - known.keys(), key=lambda one: (sorted(texts[one]), one)):
         print(f"{', '.join(sorted(texts[text]))}: {text!r}")
     print(f"{len(texts)} texts, {len(texts.keys() - known.keys())} without Chinese")

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 from cyclopts.help import DefaultFormatter, HelpEntry, HelpPanel
 from cyclopts.help.inline_text import InlineText
-from cyclopts.help.specs import DefaultStyled
 from rich.markdown import Markdown
 from rich.text import Text
 
@@ -25,7 +24,8 @@ class TranslatedHelp(DefaultFormatter):
     def render_usage(self, console: "Console", options: "ConsoleOptions", usage: Any) -> None:
         """Print the line that says what to type."""
         if usage:
-            console.print(DefaultStyled(Text(worded("Usage: {line}", line=usage), "cyclopts.usage")))
+            line = Text(worded("Usage: {line}", line=usage), "bold")
+            console.print(line)
 
     def render_description(self, console: "Console", options: "ConsoleOptions", description: Any) -> None:
         """Print what a command does."""
