@@ -10,7 +10,7 @@ import ast
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from tests.imports import modules
@@ -46,10 +46,11 @@ MOST_VARIANTS = 24
 
 @dataclass(frozen=True)
 class Place:
-    """Where an expression stands: its module, and the functions around it, the innermost last."""
+    """Where an expression stands: its module, the functions around it, the innermost last, and in the value of what."""
 
     module: str
     functions: tuple[ast.FunctionDef, ...] = ()
+    inside: frozenset[str] = frozenset()
 
 
 @cache
@@ -72,7 +73,7 @@ def variants_of(node: ast.AST, place: Place, depth: int) -> list[str]:  # noqa: 
             return joined([variants(value, place, inner) for value in values])
         case ast.FormattedValue(value=value, format_spec=None):
             words = variants(value, place, inner)
-            return words if all("{}" not in word for word in words) else ["{}"]
+            return words if all(word in ("", " ") or literal_text(word) for word in words) else ["{}"]
         case ast.BinOp(op=ast.Add(), left=left, right=right):
             return joined([variants(left, place, inner), variants(right, place, inner)])
         case ast.BinOp(op=ast.Mult(), left=ast.Constant(value=str(text))):
@@ -90,8 +91,16 @@ def variants_of(node: ast.AST, place: Place, depth: int) -> list[str]:  # noqa: 
         case ast.Attribute(attr=name):
             return returned_by_property(name, place, inner)
         case ast.Name(id=name):
-            return [text for value, where in assigned(name, place) for text in variants(value, where, inner)]
+            given = [(value, where) for value, where in assigned(name, place)]
+            if name in place.inside:  # a text that is put in front of itself
+                given = [(value, where) for value, where in given if name not in names_in(value)]
+            within = place.inside | {name}
+            return [text for value, where in given for text in variants(value, replace(where, inside=within), inner)]
     return ["{}"]
+
+
+def names_in(node: ast.AST) -> set[str]:
+    return {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
 
 
 def joined(parts: list[list[str]]) -> list[str]:
