@@ -25,6 +25,8 @@ SENTENCES: dict[str, tuple[str | int, ...]] = {
     "KnownModel": ("note",),
     "Terms": ("gist",),
     "encode": ("split",),
+    "too_long": (0,),
+    "resolve": ("kind",),
     "remark": (0,),
     "check_logits": ("what",),
     "leave": (1,),

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import cache
 from string import Formatter
 
@@ -11,19 +11,19 @@ import pytest
 from tests.language.templates import help_texts, shown_texts
 
 from deft.commands import app as cli
+from deft.data.files import find_files
+from deft.errors import UserError
 from deft.language.catalogue import FOLDER, catalogue, compiled, filled, in_language, speak
+from deft.language.errors import told
+from deft.training.config import TrainConfig
+from deft.types import Message
 
 FILES = sorted((FOLDER / "zh").glob("*.json"))
+ASSEMBLED = "assembled"
+"""The file of texts that no reader of the source can find: those of cyclopts, and those made from a list of parts."""
 VALUES = ("数据/我的 文件.jsonl", "1,240", "it's `x`: [y] (z)", "四", "5 of 6", "七", "8")
 """What templates are filled with: a path with spaces and Chinese, numbers, punctuation."""
 WRONG_WIDTH = re.compile(r"[一-鿿][,;:?!(]|[,;:?!)][一-鿿]")
-
-
-@pytest.fixture
-def chinese() -> Iterator[None]:
-    speak("zh")
-    yield
-    speak("en")
 
 
 @cache
@@ -36,7 +36,7 @@ def words_of(file: str) -> dict[str, str]:
 
 
 def test_each_text_has_its_chinese_and_none_is_left_over() -> None:
-    ours = {text for file in FILES if file.stem != "parser" for text in words_of(file.stem)}
+    ours = {text for file in FILES if file.stem != ASSEMBLED for text in words_of(file.stem)}
     assert sorted(shown() - ours) == [], "translate these: python -m tests.language.templates names their files"
     assert sorted(ours - shown()) == [], "deft shows these no longer"
 
@@ -79,6 +79,32 @@ def test_each_filled_sentence_is_found_again() -> None:
 
 
 @pytest.mark.parametrize(
+    ("fault", "told_as"),
+    [
+        (lambda: TrainConfig(num_epochs=0), "num_epochs 超出范围|0|num_epochs 须为整数，不小于 1、不大于 10,000"),
+        (lambda: TrainConfig(learning_rate=-1.0), "learning_rate 超出范围|-1.0|learning_rate 须为数字，大于 0"),
+        (lambda: TrainConfig(seed=-1), "seed 超出范围|-1|seed 须为整数，0 到 4294967295"),
+        (lambda: TrainConfig(warmup_ratio=2.0), "warmup_ratio 超出范围|2.0|warmup_ratio 应为：不小于 0 且小于 1"),
+        (
+            lambda: find_files("没有/我的 数据.jsonl"),
+            "没有这个文件或文件夹|没有/我的 数据.jsonl|文件夹 没有 也无法列出",
+        ),
+        (lambda: Message(role="user", content=" "), "空的 user 消息|给它文本，或去掉这条数据"),
+    ],
+)
+def test_real_errors_are_told_in_chinese(fault: Callable[[], object], told_as: str) -> None:
+    with pytest.raises(UserError) as raised:
+        fault()
+    speak("zh")
+    try:
+        lines = told(raised.value).splitlines()
+    finally:
+        speak("en")
+    assert [line.partition("：")[2] if line.startswith("  ") else line for line in lines] == told_as.split("|")
+    assert not re.search("[一-鿿]", raised.value.what), "for Python it stays English"
+
+
+@pytest.mark.parametrize(
     ("command", "said"),
     [
         ("trian", "没有这个命令：“trian”。是不是想写“train”？"),
@@ -89,12 +115,13 @@ def test_each_filled_sentence_is_found_again() -> None:
         ("train --num-epochs 三", "--num-epochs 的值“三”无法转换为 int。"),
         ("chat --top-p 2", "--top-p 不能是 2.0：不得大于 1。"),
         ("chat 甲 乙", "多余的参数：['乙']。"),
+        ("data audit --help", "文件夹。 [必填]"),
     ],
 )
-def test_a_wrong_command_line_is_told_in_chinese(command: str, said: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_cyclopts_says_is_told_in_chinese(command: str, said: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main([*command.split(), "--lang", "zh"])
-    assert stopped.value.code == 2
+    assert stopped.value.code == (0 if "--help" in command else 2)
     shown = "".join(line.strip("│ ") for line in "".join(capfd.readouterr()).splitlines())
     assert said.replace(" ", "") in shown.replace(" ", "")
 

@@ -92,7 +92,9 @@ def compiled(template: str) -> tuple[tuple[str, ...], str, tuple[str, ...]]:
 
     Fields without a name count as 0, 1, 2 …, and each takes as little text as it can.
     """
-    literals, pattern, names = [], "", []
+    literals: list[str] = []
+    names: list[str] = []
+    pattern = ""
     for literal, field, _, _ in Formatter().parse(template):
         if literal:
             literals.append(literal)
