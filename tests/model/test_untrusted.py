@@ -228,7 +228,7 @@ def test_numbers_of_experts_that_are_none(folder: Path, value: Any) -> None:
 def test_a_chat_template_that_is_no_text(folder: Path, template: Any) -> None:
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     changed(folder / "tokenizer_config.json", chat_template=template)
-    assert "chat template is no text" in error_of(folder).what
+    assert "chat template is not text" in error_of(folder).what
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json"])

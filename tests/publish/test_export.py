@@ -324,7 +324,7 @@ def test_licence_files_and_a_stated_licence_go_along(whole: Path, tmp_path: Path
         ({"license": " "}, "licence is empty"),
         ({"keep_adapter": True}, "no adapter to keep"),
         ({"public": True}, "--public goes with --push"),
-        ({"push": "名字", "license": "mit"}, "--push wants"),
+        ({"push": "名字", "license": "mit"}, "--push needs"),
         ({"push": "team/model"}, "licence is not known"),
         ({"push": "team/model", "license": "mit"}, "the hub is switched off"),
     ],
@@ -343,7 +343,7 @@ def test_what_cannot_be_done_is_refused_before_the_weights_load(
 def test_an_export_that_is_there_stays_unless_told(whole: Path, tmp_path: Path) -> None:
     out = export(whole, tmp_path / "出").folder
     (out / "旧.txt").touch()
-    with pytest.raises(UserError, match="there already"):
+    with pytest.raises(UserError, match="already exists"):
         export(whole, out)
     with pytest.raises(UserError, match="would delete"):
         export(whole, whole.resolve(), overwrite=True)
@@ -416,7 +416,7 @@ def test_a_public_repository_is_not_filled_by_accident(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = Hub(monkeypatch, private=False)
-    with pytest.raises(UserError, match="there already, and public"):
+    with pytest.raises(UserError, match="already exists, and is public"):
         export(whole, tmp_path / "出", license="mit", push="team/model")
     assert not list(tmp_path.iterdir())
     export(whole, tmp_path / "出", license="mit", push="team/model", public=True)
@@ -465,7 +465,7 @@ def test_the_commands_merge_and_export(adapter: Path, tmp_path: Path, capsys: py
     with pytest.raises(SystemExit) as stopped:
         cli.main(["merge", str(adapter), str(tmp_path / "合并")])
     assert stopped.value.code == 2
-    assert "there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_merge_and_export_agree(adapter: Path, tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ def test_a_folder_that_is_there_stays_unless_told(llama: Path, tmp_path: Path) -
     adapter, out = adapter_for(llama, tmp_path / "a"), tmp_path / "合并"
     merge(adapter, out)
     (out / "旧.txt").write_text("旧", encoding="utf-8")
-    with pytest.raises(UserError, match="there already") as caught:
+    with pytest.raises(UserError, match="already exists") as caught:
         merge(adapter, out)
     assert "--overwrite" in str(caught.value.fix)
     assert (out / "旧.txt").exists()
