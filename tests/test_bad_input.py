@@ -233,7 +233,11 @@ BROKEN_DATA: dict[str, tuple[dict[str, Content], str, tuple[str, ...]]] = {
     "gbk": ({"坏.jsonl": ROWS.encode("gbk")}, "坏.jsonl", ("坏.jsonl:1", "GB18030", "iconv -f GB18030 -t UTF-8")),
     "utf16": ({"坏.jsonl": ROWS.encode("utf-16")}, "坏.jsonl", ("坏.jsonl:1", "UTF-16", "iconv -f UTF-16 -t UTF-8")),
     "cut_in_a_character": ({"坏.jsonl": GOOD.encode()[:-6]}, "坏.jsonl", ("坏.jsonl:1", "truncated")),
-    "compressed": ({"坏.jsonl": b"\x1f\x8b\x08\x00\x00"}, "坏.jsonl", ("坏.jsonl", "damaged or truncated", "fetch it")),
+    "compressed": (
+        {"坏.jsonl": b"\x1f\x8b\x08\x00\x00"},
+        "坏.jsonl",
+        ("坏.jsonl", "damaged or truncated", "download it"),
+    ),
     "lfs_pointer": ({"坏.jsonl": "version https://git-lfs.github.com/spec/v1\n"}, "坏.jsonl", ("LFS", "git lfs pull")),
     "broken_parquet": (
         {"坏.parquet": b"PAR1 no more PAR1"},
@@ -349,7 +353,7 @@ CASES = [
     Case(
         name="missing_argument",
         command=f"deft data convert {DATA}",
-        words=("what to read and what to write", "IN… OUT"),
+        words=("input files and an output file", "IN… OUT"),
     ),
     Case(name="wrong_type", command=f"{TRAIN}{TINY} --num-epochs 很多", words=("--num-epochs", "很多", "int")),
     Case(name="wrong_choice", command=f"{TRAIN}{TINY} --dtype int4", words=("--dtype", "int4", "bfloat16")),

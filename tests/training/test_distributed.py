@@ -325,9 +325,8 @@ def test_a_group_is_left_in_the_same_way_whatever_ends_a_process(way: str, place
     assert "terminate called" not in done.stderr and "SIGABRT" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=lambda number: number.name
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_signal_to_one_process_stops_both_with_a_checkpoint(number: signal.Signals, place: Path) -> None:
     name = f"signal-{number.name}"
     settings = {"model": "model", "train": ["rows.jsonl"], "valid": ["none"], "num_epochs": 500, "batch_size": 3}
