@@ -267,7 +267,7 @@ def test_overwriting_spares_what_is_no_model_and_what_is_needed(
         merge(adapter, photos, overwrite=True)
     with pytest.raises(UserError, match="would delete"):
         merge(adapter, adapter, overwrite=True)
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="not a folder"):
         merge(adapter, photos / "猫.jpg", overwrite=True)
     monkeypatch.chdir(adapter)
     with pytest.raises(UserError, match="would delete"):
