@@ -11,7 +11,9 @@ import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file, save_file
 
 from deft.errors import UserError, first_line
 from deft.files import read_object, write_json, write_text
@@ -43,9 +45,6 @@ from deft.publish.merge import (
     written_alone,
 )
 from deft.publish.provenance import Provenance, provenance_of, public_name
-
-if TYPE_CHECKING:
-    import torch
 
 SHARD_SIZE = re.compile(r"[1-9]\d*(\.\d+)?(KB|MB|GB)")
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -164,11 +163,8 @@ def stored_dtype(folder: Path) -> str:
     return kinds.pop() if len(kinds) == 1 else "float32"
 
 
-def weights_of(folder: Path) -> dict[str, "torch.Tensor"]:
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     """Return the tensors in a checkpoint's weight files, mapped from the disk rather than read."""
-    import torch
-    from safetensors.torch import load_file
-
     files = weight_files(folder)
     check_weight_files(files)
     found: dict[str, torch.Tensor] = {}
@@ -180,9 +176,6 @@ def weights_of(folder: Path) -> dict[str, "torch.Tensor"]:
 
 def write_adapter(model: FoundModel, out: Path, *, dtype: str | None) -> tuple[str, ...]:
     """Write an adapter, its base model named by alias or hub id, and return what the user should know."""
-    import torch
-    from safetensors.torch import save_file
-
     folder, tokenizer = model.folder, load_tokenizer(model)
     load_chat_format(folder, tokenizer)
     tensors = weights_of(folder)
