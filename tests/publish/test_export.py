@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deft.commands import app as cli
 from deft.errors import UserError
+from deft.hub.find import find
 from deft.model.load import load_model
 from deft.prompt.store import load_chat_format
 from deft.publish.card import front_matter, model_card
@@ -185,7 +186,7 @@ def test_a_path_that_would_be_published_stops_the_export(whole: Path, tmp_path: 
     beside = tmp_path / "别处"
     beside.mkdir()
     (beside / "README.md").write_text(f"{tmp_path}旁边/模型 is another folder", encoding="utf-8")
-    check_nothing_local(beside, copy)
+    check_nothing_local(beside, find(copy))
 
 
 # --- adapters -----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from deft.errors import UserError
+from deft.hub.find import find
 from deft.model.adapters import add_lora
 from deft.model.load import LoadedModel, load_model
 from deft.prompt.formats.kinds import chat_format_for
@@ -295,5 +296,5 @@ def test_a_merged_folder_remembers_its_base(llama: Path, tmp_path: Path) -> None
     (source / "source.json").write_text('{"name": "smollm2-135m", "license": "Apache-2.0"}')
     out = merge(adapter_for(source, tmp_path / "a"), tmp_path / "合并")
     shutil.rmtree(source)
-    found = provenance_of(out)
+    found = provenance_of(find(out))
     assert (found.base_model, found.license, list(found.languages)) == ("smollm2-135m", "Apache-2.0", ["en"])

@@ -12,11 +12,9 @@ from rich.table import Table
 from deft.errors import UserError
 from deft.estimate.estimate import Estimate, estimate
 from deft.estimate.memory import SHARDINGS, MemoryEstimate
-from deft.hub.files import ADAPTER_CONFIG
-from deft.hub.find import find_folder
+from deft.hub.find import find
 from deft.model.cost import ADAM_BYTES_PER_PARAMETER
-from deft.model.load import load_tokenizer
-from deft.prompt.detect import chat_format_to_train
+from deft.model.start import start_from
 from deft.screen import say
 from deft.training.arguments import arguments_of
 from deft.training.config import TrainConfig
@@ -52,22 +50,22 @@ def dry_run(
     arguments_of(dataclasses.replace(config, trainer=others), Path("unused"))
     if not train_examples:
         raise UserError("there are no rows to train on", fix="give --train FILE_OR_FOLDER")
-    folder, tokenizer = find_folder(config.model, weights=False), load_tokenizer(config.model)
-    if (folder / ADAPTER_CONFIG).is_file():
+    model = find(config.model, weights=False)
+    if model.is_adapter:
         fix = "name its base model: what the adapter adds is small"
-        raise UserError("a dry run needs a whole model, and this is an adapter", got=str(folder), fix=fix)
-    config = settled(config, folder, console)
-    chat_format, num_added_tokens = chat_format_to_train(tokenizer, folder, config.chat_format)
-    rows = encode(train_examples, tokenizer, chat_format, config, split="training", console=console)
+        raise UserError("a dry run knows whole models only, and this is an adapter", got=str(model.folder), fix=fix)
+    start = start_from(model, config.chat_format)
+    config = settled(config, model.folder, console)
+    rows = encode(train_examples, start, config, split="training", console=console)
     if valid_examples:
-        encode(valid_examples, tokenizer, chat_format, config, split="validation", console=console)
+        encode(valid_examples, start, config, split="validation", console=console)
     with console.status("tracing steps without numbers …"):
         found = estimate(
             config,
-            folder,
+            model.folder,
             rows,
-            vocab_size=len(tokenizer),
-            train_embeddings=num_added_tokens > 0,
+            vocab_size=len(start.tokenizer),
+            train_embeddings=start.num_added_tokens > 0,
             num_devices=num_devices,
             device_memory_bytes=limit_bytes,
         )
@@ -84,7 +82,7 @@ def parse_bytes(text: str) -> int:
     match = SIZE.fullmatch(text.strip())
     size = int(float(match[1]) * UNITS[(match[2] or "").upper()]) if match else 0
     if size <= 0:
-        raise UserError("not a valid memory size", got=text, fix="write it like 80GB or 24GiB")
+        raise UserError("this is no size of a memory", got=text, fix="write it like 80GB or 24GiB")
     return size
 
 
@@ -101,9 +99,9 @@ def print_estimate(found: Estimate, config: TrainConfig, console: Console) -> No
     if found.device_memory_bytes is not None:
         place = shown_bytes(found.device_memory_bytes)
         if found.advice is None:
-            say(console, "[green]✓[/] it fits in {place}", place=place)
+            say(console, "[green]✓[/] it fits into {place}", place=place)
         else:
-            say(console, "[red]✗[/] it does not fit in {place}: {advice}", place=place, advice=found.advice)
+            say(console, "[red]✗[/] it does not fit into {place}: {advice}", place=place, advice=found.advice)
 
 
 def plain_table(title: str) -> Table:
