@@ -123,7 +123,7 @@ def test_what_a_folder_lacks_is_listed(tiny: Path) -> None:
     with pytest.raises(UserError) as caught:
         locate("模型")
     assert caught.value.what == (
-        "模型 is not a whole model: it lacks config.json, its weights (model.safetensors or pytorch_model.bin)"
+        "模型 is not a complete model: it lacks config.json, its weights (model.safetensors or pytorch_model.bin)"
     )
     assert caught.value.fix == "these folders in it hold a model: tiny-llama"
     (tiny / "model.safetensors").unlink()

@@ -414,7 +414,7 @@ def test_an_adapter_of_another_shape_is_told(tiny: Path, tmp_path: Path) -> None
     save_adapter(tmp_path / "adapter", tiny)
     save_tiny(tmp_path / "other", hidden_size=32)
     edit_json(tmp_path / "adapter" / "adapter_config.json", base_model_name_or_path=str(tmp_path / "other"))
-    with pytest.raises(UserError, match="does not go on its base model"):
+    with pytest.raises(UserError, match="does not fit its base model"):
         load_model("adapter")
 
 

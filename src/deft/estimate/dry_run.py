@@ -53,7 +53,7 @@ def dry_run(
     model = find(config.model, weights=False)
     if model.is_adapter:
         fix = "name its base model: what the adapter adds is small"
-        raise UserError("a dry run knows whole models only, and this is an adapter", got=str(model.folder), fix=fix)
+        raise UserError("a dry run needs a whole model, and this is an adapter", got=str(model.folder), fix=fix)
     start = start_from(model, config.chat_format)
     config = settled(config, model.folder, console)
     rows = encode(train_examples, start, config, split="training", console=console)
@@ -82,7 +82,7 @@ def parse_bytes(text: str) -> int:
     match = SIZE.fullmatch(text.strip())
     size = int(float(match[1]) * UNITS[(match[2] or "").upper()]) if match else 0
     if size <= 0:
-        raise UserError("this is no size of a memory", got=text, fix="write it like 80GB or 24GiB")
+        raise UserError("not a valid memory size", got=text, fix="write it like 80GB or 24GiB")
     return size
 
 
@@ -99,9 +99,9 @@ def print_estimate(found: Estimate, config: TrainConfig, console: Console) -> No
     if found.device_memory_bytes is not None:
         place = shown_bytes(found.device_memory_bytes)
         if found.advice is None:
-            say(console, "[green]✓[/] it fits into {place}", place=place)
+            say(console, "[green]✓[/] it fits in {place}", place=place)
         else:
-            say(console, "[red]✗[/] it does not fit into {place}: {advice}", place=place, advice=found.advice)
+            say(console, "[red]✗[/] it does not fit in {place}: {advice}", place=place, advice=found.advice)
 
 
 def plain_table(title: str) -> Table:

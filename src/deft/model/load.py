@@ -192,7 +192,7 @@ def load_adapter(adapter: FoundModel, *, dtype: "torch.dtype", attn_implementati
             adapted = PeftModel.from_pretrained(model, folder, is_trainable=False, local_files_only=True)
     except Exception as error:  # peft, torch and safetensors raise of every kind
         check_pickles(files)
-        fault = f"the adapter in {folder} does not go on its base model {base}"
+        fault = f"the adapter in {folder} does not fit its base model {base}"
         fix = "set base_model_name_or_path in its adapter_config.json to the model it was trained on"
         raise UserError(fault, got=first_line(error), fix=fix) from error
     for warning in caught:

@@ -346,7 +346,7 @@ def encode(
     if not result.sequences:
         first = result.dropped[0]
         raise UserError(
-            f"no {split} row can be used",
+            f"no {split} row is usable",
             got=f"{len(result.dropped)} rows dropped; the first: {first.reason}: {first.detail}",
             where=first.source or first.id,
             fix="see `deft data audit`",
