@@ -202,7 +202,7 @@ def test_layers_to_share_that_a_model_does_not_have_are_refused() -> None:
 
 def test_fsdp_in_one_process_is_refused(place: Path) -> None:
     config = TrainConfig(model=str(place / "model"), output_dir=place / "alone", trainer={"fsdp": True})
-    with pytest.raises(UserError, match="there is one alone") as caught:
+    with pytest.raises(UserError, match="there is only one") as caught:
         train(config, read_examples([place / "rows.jsonl"]).examples, [], Console(quiet=True))
     assert "torchrun" in str(caught.value.fix)
     assert not list((place / "alone").glob("*"))

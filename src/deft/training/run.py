@@ -179,10 +179,10 @@ def make_ready(
     if not train_examples:
         raise UserError("there are no rows to train on", fix="give --train FILE_OR_FOLDER")
     found = find(config.model) if start is None else start.found
+    start = start or start_from(found, config.chat_format)
     check_whole(found)
     if config.verify == "all" and PartialState().is_main_process:
         check_manifest(found.folder)
-    start = start or start_from(found, config.chat_format)
     config = settled(config, found.folder, console)
     train_rows = encode(train_examples, start, config, split="training", console=console)
     valid_rows = None
