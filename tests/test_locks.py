@@ -54,7 +54,7 @@ def test_what_another_process_has_just_written_is_not_replaced(tmp_path: Path, m
     """The folder was not there when the command began; it is once the other process lets go."""
     model, out = save_tiny(tmp_path / "模型", "llama", seed=1), tmp_path / "出"
     monkeypatch.setattr("deft.publish.export.check_sources", lambda *_, **__: out.mkdir())
-    with pytest.raises(UserError, match="there already"):
+    with pytest.raises(UserError, match="already exists"):
         export(model, out)
     assert list(out.iterdir()) == []
 

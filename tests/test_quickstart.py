@@ -373,7 +373,7 @@ def test_a_model_that_hardly_knows_chinese_is_told_at_both_ends_with_the_way_out
     monkeypatch.setitem(KNOWN_MODELS, str(model), known)
     for module in (job, stages):
         monkeypatch.setattr(module, "is_present", lambda model: True)
-    monkeypatch.setattr("deft.hub.find.find_model", lambda name, **_: Path(name))
+    monkeypatch.setattr("deft.hub.find.locate", lambda name, **_: Path(name))
     monkeypatch.setattr("deft.quickstart.stages.bring_model", lambda plan, tell: None)
     _, printed = start(model, tmp_path, lang=lang, max_train_rows=5, max_test_rows=10)
     told = [number for number, line in enumerate(printed.splitlines()) if "几乎不懂中文" in line]
@@ -498,7 +498,7 @@ def test_every_setting_of_the_plan_is_in_its_key(model: Path) -> None:
             max_new_tokens=8,
         )
         inner = {name: changes.pop(name) for name in list(changes) if name not in Plan.__slots__}
-        return plan_key(dataclasses.replace(plan, config=dataclasses.replace(config, **inner), **changes))
+        return plan_key(dataclasses.replace(plan, config=dataclasses.replace(config, **inner), **changes), model)
 
     same = key()
     assert key(output_dir=Path("b"), resume_training=True) == same

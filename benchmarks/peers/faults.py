@@ -90,7 +90,7 @@ MORE_BROKEN_DATA: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
         BAD,
         (f"{BAD}:1", "empty user message"),
     ),
-    "mixed_formats_one_broken": ({BAD: mixed_rows() + '{"问": 1}\n'}, BAD, (AFTER_MIXED, "no known format")),
+    "mixed_formats_one_broken": ({BAD: mixed_rows() + '{"问": 1}\n'}, BAD, (AFTER_MIXED, "not in any known format")),
     "deep_array": ({BAD: b"[" * 100_000}, BAD, (f"{BAD}:1", "nested too deeply")),
     "deep_object": ({BAD: b'{"a":' * 100_000 + b"1" + b"}" * 100_000}, BAD, (f"{BAD}:1", "nested too deeply")),
     "nul_bytes": ({BAD: GOOD + b"{\0\0\0}\n"}, BAD, (f"{BAD}:2", "not valid JSON")),

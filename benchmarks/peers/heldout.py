@@ -7,10 +7,9 @@ from pathlib import Path
 from benchmarks.peers.plan import start
 from deft.data.read import read_examples
 from deft.evaluation.loss import row_losses
-from deft.hub.find import find_folder
 from deft.losses import OVERALL, losses_by_ability
-from deft.model.load import load_model, load_tokenizer
-from deft.prompt.detect import chat_format_to_train
+from deft.model.load import load_model
+from deft.model.start import start_from
 from deft.prompt.encode import encode_examples
 
 
@@ -18,7 +17,7 @@ def main() -> None:
     """Measure the checkpoint named second, its prompts made by the model that the plan starts from."""
     plan = start(sys.argv[1:])
     loaded = load_model(sys.argv[2], dtype="float32", device="cpu")
-    chat_format, _ = chat_format_to_train(load_tokenizer(plan.model), find_folder(plan.model), "auto")
+    chat_format = start_from(plan.model).chat_format
     examples = read_examples(Path(plan.folder) / "heldout.jsonl").examples
     sequences = encode_examples(examples, chat_format, max_length_tokens=plan.pack_length_tokens).sequences
     rows = row_losses(loaded.model, sequences, pack_length_tokens=plan.pack_length_tokens)

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING
 
 from deft.data.audit import Audit
 from deft.data.audit import audit as audit_encoded
-from deft.hub.find import find_folder
-from deft.model.load import load_tokenizer
 from deft.model.size import num_positions
-from deft.prompt.detect import chat_format_to_train
+from deft.model.start import start_from
 from deft.prompt.encode import encode_example
 from deft.screen import console as terminal
 from deft.training.config import TrainConfig
@@ -38,14 +36,13 @@ def audit(examples: Sequence[Example], *, model: str | Path, max_length_tokens: 
     Raises:
         UserError: if the model is not found, or its chat format cannot be masked exactly.
     """
-    folder = find_folder(model, weights=False)
-    chat_format, _ = chat_format_to_train(load_tokenizer(model), folder)
-    limit = min(max_length_tokens, num_positions(folder) or max_length_tokens)
+    start = start_from(model)
+    limit = min(max_length_tokens, num_positions(start.found.folder) or max_length_tokens)
     return audit_encoded(
         examples,
-        encode=lambda row: encode_example(row, chat_format, max_length_tokens=limit),
+        encode=lambda row: encode_example(row, start.chat_format, max_length_tokens=limit),
         max_length_tokens=limit,
-        end_of_turn_ids=chat_format.end_of_turn_ids,
+        end_of_turn_ids=start.chat_format.end_of_turn_ids,
     )
 
 

@@ -77,6 +77,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}? {listed}" if near else listed
 
 
+def first_line(error: Exception | str) -> str:
+    """Return the first line of an error's text that says something, or the error's kind."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def visible(text: str, *, keep: str = "") -> str:
     """Return text with control characters, which could drive the terminal, written as escapes; `keep` stays."""
     safe = text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -42,6 +42,7 @@ def test_a_starter_has_a_recipe_rows_and_a_readme(
     assert readme.count("\ndeft ") == 3
 
 
+@pytest.mark.slow
 def test_the_recipe_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     model = save_tiny(tmp_path / "小模型", "llama", max_length_tokens=1024)
     (tmp_path / "项目").mkdir()

@@ -146,7 +146,7 @@ def test_a_run_that_is_going_is_not_removed(place: Path, capsys: Any) -> None:
 
 
 def test_two_processes_do_not_train_in_one_folder(place: Path) -> None:
-    with run_held(place / THIRD), pytest.raises(UserError, match="still going"), run_held(place / THIRD):
+    with run_held(place / THIRD), pytest.raises(UserError, match="still in progress"), run_held(place / THIRD):
         raise AssertionError("the second must not begin")
 
 

@@ -153,7 +153,7 @@ def test_damaged_compressed_files_are_told(tmp_path: Path, suffix: str) -> None:
         path.write_bytes(content)
         error = error_of(path, skip_broken=True)
         assert (error.what, error.where) == ("the compressed file is damaged or truncated", str(path))
-        assert "fetch it again" in error.fix
+        assert "download it again" in error.fix
 
 
 @pytest.mark.parametrize("suffix", PACKERS)

@@ -426,7 +426,7 @@ def test_sizes_are_read(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "八十GB", "80XB", "-3GB", "0GB", "GB"])
 def test_a_size_that_is_none_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(UserError, match="no size") as caught:
+    with pytest.raises(UserError, match="not a valid memory size") as caught:
         parse_bytes(text)
     assert "80GB" in str(caught.value.fix)
 
@@ -449,7 +449,7 @@ def test_the_tables_say_what_a_run_takes_without_reading_weights(tmp_path: Path)
     text = screen.export_text()
     assert "dropped: too_long" in text
     assert f"{found.size.num_parameters:,} parameters" in text
-    for words in ("ZeRO-1", "ZeRO-3", "FSDP2", "QLoRA (4-bit base)", "an estimate", "it does not fit into 1 MB"):
+    for words in ("ZeRO-1", "ZeRO-3", "FSDP2", "QLoRA (4-bit base)", "an estimate", "it does not fit in 1 MB"):
         assert words in text, words
     assert found.chosen in found.others
     assert len(found.others) == 8 * 5, "four methods, with and without checkpointing, five ways to share"
@@ -523,7 +523,7 @@ def test_the_command_prints_and_leaves_nothing(
     run = [*arguments, "--dry-run", "--device-memory", "80GB"]
     assert run_or_explain(lambda: app(run, exit_on_error=False, result_action="return_value")) == 0
     shown = capsys.readouterr().out
-    assert "it fits into 80.00 GB" in shown and "optimizer steps in all" in shown
+    assert "it fits in 80.00 GB" in shown and "optimizer steps in all" in shown
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     wrong = [*arguments, "--devices", "2"]
     assert run_or_explain(lambda: app(wrong, exit_on_error=False, result_action="return_value")) == 2

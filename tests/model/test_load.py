@@ -2,8 +2,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from deft.errors import UserError
 from deft.hub.cache import find_in_cache
-from deft.hub.find import find_model
 from deft.hub.quiet import quiet_transformers
 from deft.model.device import choose_dtype
 from deft.model.generate import generate
@@ -60,99 +57,6 @@ def in_cache(source: Path, hub_id: str) -> Path:
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("abc")
     return snapshot
-
-
-# --- finding ----------------------------------------------------------------------------------------------------
-
-
-def test_a_folder_is_found_by_its_path(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert find_model(tiny) == tiny
-    assert find_model("模型/tiny-llama") == Path("模型/tiny-llama")
-    monkeypatch.setenv("HOME", str(tiny.parent))
-    assert find_model("~/tiny-llama") == tiny
-
-
-def test_a_hub_id_is_passed_on_and_an_alias_becomes_one() -> None:
-    assert find_model("some/model-1.5") == "some/model-1.5"
-    assert find_model("qwen3-0.6b") == find_model("Qwen/Qwen3-0.6B-Base") == "Qwen/Qwen3-0.6B-Base"
-
-
-def test_the_embedded_model_must_be_pulled_first() -> None:
-    with pytest.raises(UserError) as caught:
-        find_model("smollm2-135m")
-    assert (caught.value.what, caught.value.fix) == ("smollm2-135m is not in models", "deft pull smollm2-135m")
-
-
-def test_the_place_of_an_alias_means_the_alias_until_something_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DEFT_MODELS_DIR", raising=False)
-    assert find_model("models/qwen3-0.6b") == "Qwen/Qwen3-0.6B-Base"
-    with pytest.raises(UserError, match="smollm2-135m is not in models"):
-        find_model("models/smollm2-135m")
-    monkeypatch.setenv("DEFT_MODELS_DIR", str(tmp_path / "模型"))
-    with pytest.raises(UserError, match=r"smollm2-135m is not in .*模型"):
-        find_model(tmp_path / "模型" / "smollm2-135m")
-    (tmp_path / "models" / "qwen3-0.6b").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"config\.json"):
-        find_model("models/qwen3-0.6b")
-
-
-def test_a_run_that_is_not_there_yet_is_no_model_of_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("runs/latest", "runs/latest/best", "我的/latest/checkpoint-1"):
-        with pytest.raises(UserError, match=f"there is no run in {Path(name).parts[0]} yet") as caught:
-            find_model(name)
-        assert "deft quickstart" in str(caught.value.fix)
-    (tmp_path / "runs" / "latest").mkdir(parents=True)
-    with pytest.raises(UserError, match="the latest run has no best checkpoint yet"):
-        find_model("runs/latest/best")
-    with pytest.raises(UserError, match="there is no such model"):
-        find_model("models/my-own")
-
-
-@pytest.mark.parametrize(
-    ("name", "fix"),
-    [
-        ("smollm2-135", "did you mean 'smollm2-135m'?"),
-        ("models/smollm2-135", "did you mean 'smollm2-135m'?"),
-        ("模型/tiny-lama", "did you mean 模型/tiny-llama?"),
-        ("./模型/tiny-lama", "did you mean 模型/tiny-llama?"),
-        ("模型x", "did you mean 模型?"),
-        ("随便", "give a folder, a hub id (org/name), or one of: smollm2-135m"),
-        ("a/b/c", "give a folder, a hub id (org/name), or one of: smollm2-135m"),
-    ],
-)
-def test_near_names_are_suggested(tiny: Path, name: str, fix: str) -> None:
-    with pytest.raises(UserError, match="there is no such model") as caught:
-        find_model(name)
-    assert str(caught.value.fix).startswith(fix)
-
-
-def test_a_hub_id_in_a_folder_that_exists_is_taken_for_a_path() -> None:
-    Path("Org").mkdir()
-    with pytest.raises(UserError) as caught:
-        find_model("Org/model")
-    assert caught.value.fix == "the folder Org holds no model; for the hub's: deft pull Org/model, then give its path"
-
-
-def test_a_file_is_no_model(tiny: Path) -> None:
-    with pytest.raises(UserError, match="a model is a folder, and this is a file"):
-        find_model(tiny / "model.safetensors")
-
-
-def test_what_a_folder_lacks_is_listed(tiny: Path) -> None:
-    with pytest.raises(UserError) as caught:
-        find_model("模型")
-    assert caught.value.what == (
-        "模型 is not a complete model: it lacks config.json, its weights (model.safetensors or pytorch_model.bin)"
-    )
-    assert caught.value.fix == "these folders in it hold a model: tiny-llama"
-    (tiny / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="it lacks its weights") as caught:
-        find_model(tiny)
-    assert "config.json" not in caught.value.what
 
 
 # --- loading ----------------------------------------------------------------------------------------------------
@@ -520,9 +424,3 @@ def test_an_adapter_on_an_adapter_is_refused(tiny: Path, tmp_path: Path) -> None
     edit_json(tmp_path / "second" / "adapter_config.json", base_model_name_or_path=str(tmp_path / "first"))
     with pytest.raises(UserError, match="is itself an adapter"):
         load_model("second")
-
-
-def test_finding_a_model_needs_no_torch(tiny: Path) -> None:
-    code = f"import sys; from deft.hub.find import find_model; find_model({str(tiny)!r}); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"

@@ -6,7 +6,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deft.model.likelihood import PackedRows, takes_packs
-from deft.model.speed import checkpoint_activations, checkpointing_settings, compile_layers
+from deft.model.speed import checkpoint_activations, compile_layers
 from deft.testing.tiny import tiny_model
 from deft.types import TokenSequence
 
@@ -56,7 +56,7 @@ def test_selective_checkpointing_computes_no_product_twice(architecture: str) ->
     found = {}
     for keep in ("nothing", "products"):
         model = tiny_model(architecture, seed=1)
-        model.activation_checkpointing_enable(checkpointing_settings(keep))
+        checkpoint_activations(model, keep)
         for name, gradient in gradients(model, packed).items():
             torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-5)
         found[keep] = num_products(model, packed)

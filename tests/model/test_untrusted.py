@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from deft.errors import UserError
 from deft.files import LARGEST_READ_BYTES
-from deft.hub.find import base_of, find_folder
+from deft.hub.find import find, locate_base
 from deft.model.load import load_model, load_tokenizer
 from deft.prompt.detect import find_chat_format
 from deft.testing.tiny import save_tiny
@@ -146,13 +146,13 @@ def adapter(folder: Path, base: str) -> Path:
 
 def test_a_relative_base_is_looked_up_from_the_adapter(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "基座")
-    found = base_of(adapter(tmp_path / "甲/适配器", "../../基座"))
+    found = locate_base(adapter(tmp_path / "甲/适配器", "../../基座"))
     assert Path(found).resolve() == (tmp_path / "基座").resolve()
 
 
 def test_a_name_without_end_is_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="names no base model"):
-        base_of(adapter(tmp_path / "适配器", "长" * 5_000))
+        locate_base(adapter(tmp_path / "适配器", "长" * 5_000))
 
 
 def test_a_hub_is_announced_before_it_is_asked_for_what_a_file_names(
@@ -160,7 +160,7 @@ def test_a_hub_is_announced_before_it_is_asked_for_what_a_file_names(
 ) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "缓存"))
     folder = adapter(tmp_path / "适配器", "some/base")
-    assert base_of(folder) == "some/base"
+    assert locate_base(folder) == "some/base"
     assert f"{folder}/adapter_config.json names some/base as its base model" in capfd.readouterr().err
 
 
@@ -181,9 +181,9 @@ def test_a_trained_adapter_names_its_base_by_the_whole_path(
     config = TrainConfig(model="./基座", output_dir=Path("跑"), method="lora", num_epochs=1, learning_rate=1e-3)
     best = train(config, rows, [], Console(quiet=True)).best.resolve()
     monkeypatch.chdir("/")
-    assert base_of(best) == str((tmp_path / "基座").resolve())
+    assert str(locate_base(best)) == str((tmp_path / "基座").resolve())
     moved = Path(shutil.copytree(best, tmp_path / "搬走"))
-    assert find_folder(best) == best and torch.is_tensor(next(load_model(best).model.parameters()))
+    assert find(best).folder == best and torch.is_tensor(next(load_model(best).model.parameters()))
     weights = load_file(moved / "adapter_model.safetensors")
     next(iter(weights.values()))[0, 0] = float("nan")
     save_file(weights, moved / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -228,7 +228,7 @@ def test_numbers_of_experts_that_are_none(folder: Path, value: Any) -> None:
 def test_a_chat_template_that_is_no_text(folder: Path, template: Any) -> None:
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     changed(folder / "tokenizer_config.json", chat_template=template)
-    assert "chat template is no text" in error_of(folder).what
+    assert "chat template is not text" in error_of(folder).what
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json"])
@@ -261,9 +261,9 @@ def test_names_of_tensors_are_shown_safely(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["", "长" * 100, "a/" * 600])
 def test_a_name_that_no_file_can_have(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="there is no such model"):
-        find_folder(name)
+        find(name)
     with pytest.raises(UserError, match="names no base model"):
-        base_of(adapter(tmp_path / "适配器", name))
+        locate_base(adapter(tmp_path / "适配器", name))
 
 
 def test_transformers_is_told_to_fetch_no_kernels() -> None:

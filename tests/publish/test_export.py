@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deft.commands import app as cli
 from deft.errors import UserError
+from deft.hub.find import find
 from deft.model.load import load_model
 from deft.prompt.store import load_chat_format
 from deft.publish.card import front_matter, model_card
@@ -178,14 +179,14 @@ def test_a_path_that_would_be_published_stops_the_export(whole: Path, tmp_path: 
     copy = shutil.copytree(whole.resolve(), tmp_path / "检查点")
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"note": f"{copy}/来源"}))
-    with pytest.raises(UserError, match="name a folder of this computer") as caught:
+    with pytest.raises(UserError, match="name a folder on this computer") as caught:
         export(copy, tmp_path / "出", verify=False)
     assert caught.value.where == "config.json"
     assert not list(tmp_path.glob("*出*"))
     beside = tmp_path / "别处"
     beside.mkdir()
     (beside / "README.md").write_text(f"{tmp_path}旁边/模型 is another folder", encoding="utf-8")
-    check_nothing_local(beside, copy)
+    check_nothing_local(beside, find(copy))
 
 
 # --- adapters -----------------------------------------------------------------------------------------------------
@@ -324,7 +325,7 @@ def test_licence_files_and_a_stated_licence_go_along(whole: Path, tmp_path: Path
         ({"license": " "}, "licence is empty"),
         ({"keep_adapter": True}, "no adapter to keep"),
         ({"public": True}, "--public goes with --push"),
-        ({"push": "名字", "license": "mit"}, "--push wants"),
+        ({"push": "名字", "license": "mit"}, "--push needs"),
         ({"push": "team/model"}, "licence is not known"),
         ({"push": "team/model", "license": "mit"}, "the hub is switched off"),
     ],
@@ -343,7 +344,7 @@ def test_what_cannot_be_done_is_refused_before_the_weights_load(
 def test_an_export_that_is_there_stays_unless_told(whole: Path, tmp_path: Path) -> None:
     out = export(whole, tmp_path / "出").folder
     (out / "旧.txt").touch()
-    with pytest.raises(UserError, match="there already"):
+    with pytest.raises(UserError, match="already exists"):
         export(whole, out)
     with pytest.raises(UserError, match="would delete"):
         export(whole, whole.resolve(), overwrite=True)
@@ -359,7 +360,7 @@ def test_quantised_weights_are_refused(whole: Path, tmp_path: Path) -> None:
     weights = tensors(copy)
     weights["model.norm.weight"] = weights["model.norm.weight"].to(torch.int8)
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="no plain floats") as caught:
+    with pytest.raises(UserError, match="not plain floats") as caught:
         export(copy, tmp_path / "出", verify=False)
     assert caught.value.got == "int8"
 
@@ -416,7 +417,7 @@ def test_a_public_repository_is_not_filled_by_accident(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = Hub(monkeypatch, private=False)
-    with pytest.raises(UserError, match="there already, and public"):
+    with pytest.raises(UserError, match="already exists, and is public"):
         export(whole, tmp_path / "出", license="mit", push="team/model")
     assert not list(tmp_path.iterdir())
     export(whole, tmp_path / "出", license="mit", push="team/model", public=True)
@@ -433,7 +434,7 @@ def test_without_a_token_or_a_hub_the_error_names_the_way_out(
     assert "hf auth login" in str(caught.value.fix)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_x")
     monkeypatch.setattr(hub, "whoami", lambda: 1 / 0)
-    with pytest.raises(UserError, match="cannot be asked") as caught:
+    with pytest.raises(UserError, match="cannot be reached") as caught:
         export(whole, tmp_path / "出", license="mit", push="team/model")
     assert "hf upload team/model" in str(caught.value.fix)
     assert not list(tmp_path.iterdir())
@@ -465,7 +466,7 @@ def test_the_commands_merge_and_export(adapter: Path, tmp_path: Path, capsys: py
     with pytest.raises(SystemExit) as stopped:
         cli.main(["merge", str(adapter), str(tmp_path / "合并")])
     assert stopped.value.code == 2
-    assert "there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_merge_and_export_agree(adapter: Path, tmp_path: Path) -> None:

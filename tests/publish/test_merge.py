@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from deft.errors import UserError
+from deft.hub.find import find
 from deft.model.adapters import add_lora
 from deft.model.load import LoadedModel, load_model
 from deft.prompt.formats.kinds import chat_format_for
@@ -247,7 +248,7 @@ def test_a_folder_that_is_there_stays_unless_told(llama: Path, tmp_path: Path) -
     adapter, out = adapter_for(llama, tmp_path / "a"), tmp_path / "合并"
     merge(adapter, out)
     (out / "旧.txt").write_text("旧", encoding="utf-8")
-    with pytest.raises(UserError, match="there already") as caught:
+    with pytest.raises(UserError, match="already exists") as caught:
         merge(adapter, out)
     assert "--overwrite" in str(caught.value.fix)
     assert (out / "旧.txt").exists()
@@ -267,7 +268,7 @@ def test_overwriting_spares_what_is_no_model_and_what_is_needed(
         merge(adapter, photos, overwrite=True)
     with pytest.raises(UserError, match="would delete"):
         merge(adapter, adapter, overwrite=True)
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="not a folder"):
         merge(adapter, photos / "猫.jpg", overwrite=True)
     monkeypatch.chdir(adapter)
     with pytest.raises(UserError, match="would delete"):
@@ -295,5 +296,5 @@ def test_a_merged_folder_remembers_its_base(llama: Path, tmp_path: Path) -> None
     (source / "source.json").write_text('{"name": "smollm2-135m", "license": "Apache-2.0"}')
     out = merge(adapter_for(source, tmp_path / "a"), tmp_path / "合并")
     shutil.rmtree(source)
-    found = provenance_of(out)
+    found = provenance_of(find(out))
     assert (found.base_model, found.license, list(found.languages)) == ("smollm2-135m", "Apache-2.0", ["en"])

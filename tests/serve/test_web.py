@@ -265,7 +265,7 @@ def test_the_page_speaks_both_languages(assistant: Assistant, lang: str) -> None
 
 def test_languages_have_the_same_texts_and_no_others_are_known(assistant: Assistant) -> None:
     assert TEXTS["en"].keys() == TEXTS["zh"].keys()
-    with pytest.raises(UserError, match="does not speak this language"):
+    with pytest.raises(UserError, match="not available in this language"):
         build_page(assistant, lang="fr")
 
 

@@ -154,7 +154,7 @@ def test_verification_can_be_left_out(llama: Path, tmp_path: Path, monkeypatch: 
     stored = json.loads((run / "checkpoint-3" / MANIFEST).read_text(encoding="utf-8"))
     stored["files"]["model.safetensors"]["sha256"] = "0" * 64
     (run / "checkpoint-3" / MANIFEST).write_text(json.dumps(stored), encoding="utf-8")
-    with pytest.raises(UserError, match="cannot go on"):
+    with pytest.raises(UserError, match="cannot resume"):
         resumed(llama, tmp_path)
     assert resumed(llama, tmp_path, verify="none")[0].finished
 
@@ -202,7 +202,7 @@ def test_a_checkpoint_of_the_model_alone_is_none_to_resume_from(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped(llama, tmp_path, monkeypatch, after=3, trainer={"save_only_model": True})
-    with pytest.raises(UserError, match="cannot go on") as caught:
+    with pytest.raises(UserError, match="cannot resume") as caught:
         resumed(llama, tmp_path, trainer={"save_only_model": True})
     assert "it has no optimizer.pt, scheduler.pt, rng_state.pth" in str(caught.value.got)
 
@@ -313,7 +313,7 @@ def test_a_checkpoint_without_its_training_state_is_a_whole_model(saved: Path, t
     check_manifest(model)
     assert find_fault(model) == "optimizer.pt is missing", "and none to resume from"
     (model / "config.json").unlink()
-    with pytest.raises(UserError, match="not as it was written") as caught:
+    with pytest.raises(UserError, match="changed since it was written") as caught:
         check_manifest(model)
     assert caught.value.got == "config.json is missing"
 

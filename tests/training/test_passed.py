@@ -85,7 +85,7 @@ SECRETS = [
 
 @pytest.mark.parametrize("trainer", SECRETS)
 def test_a_secret_is_refused_and_never_shown(trainer: dict[str, object]) -> None:
-    with pytest.raises(UserError, match="a secret does not belong into settings") as caught:
+    with pytest.raises(UserError, match="secrets do not belong in settings") as caught:
         arguments_of(TrainConfig(trainer=trainer), Path("unused"))
     assert "秘密" not in str(caught.value) and "HF_TOKEN" in str(caught.value)
 
@@ -99,7 +99,7 @@ def test_names_that_only_look_like_secrets_are_none() -> None:
 
 def test_a_secret_in_a_settings_file_is_refused_as_well(tmp_path: Path) -> None:
     write_json(tmp_path / "设置.json", {"train_batch_size": "auto", "hub": {"token": "秘密"}})
-    with pytest.raises(UserError, match="a secret does not belong into settings") as caught:
+    with pytest.raises(UserError, match="secrets do not belong in settings") as caught:
         arguments_of(TrainConfig(trainer={"deepspeed": str(tmp_path / "设置.json")}), Path("unused"))
     assert caught.value.where == "trainer: deepspeed: hub: token"
 

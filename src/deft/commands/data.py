@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from deft.commands.rows import read, tokenizer_and_format
+from deft.commands.rows import read
 from deft.errors import UserError
 from deft.language.catalogue import spoken
 from deft.model.size import num_positions
@@ -102,6 +102,7 @@ def show(
     fields
         Which column is what: prompt=question,response=answer (system, input, messages, history, ability, id).
     """
+    from deft.model.start import start_from
     from deft.prompt.encode import encode_example
     from deft.prompt.paint import paint, painted_pieces
 
@@ -109,12 +110,12 @@ def show(
     examples = [row for row in found if id in (None, row.id)]
     if not examples:
         raise UserError("no row has this id", got=id, where=str(file), fix="leave --id out to see rows and their ids")
-    tokenizer, chat_format = tokenizer_and_format(model)
+    start = start_from(model)
     screen = console()
     for example in examples[:limit]:
-        sequence = encode_example(example, chat_format, max_length_tokens=sys.maxsize)
+        sequence = encode_example(example, start.chat_format, max_length_tokens=sys.maxsize)
         screen.print(
-            paint(example, sequence, painted_pieces(sequence, tokenizer), colour=screen.color_system is not None)
+            paint(example, sequence, painted_pieces(sequence, start.tokenizer), colour=screen.color_system is not None)
         )
 
 
@@ -151,18 +152,18 @@ def audit(
     from deft.data.audit import audit as audit_examples
     from deft.data.audit import leaks, longer_than
     from deft.data.show import audit_table, names_of_some
-    from deft.hub.find import find_folder
+    from deft.model.start import start_from
     from deft.prompt.encode import encode_example
 
     reading: dict[str, Any] = {"skip_broken": skip_broken, "ignore_fields": ignore_fields, "fields": fields}
     examples = read([folder], **reading)
-    _, chat_format = tokenizer_and_format(model)
+    start = start_from(model)
     screen = console()
 
     def encode(row: "Example") -> "TokenSequence":
-        return encode_example(row, chat_format, max_length_tokens=max_length_tokens)
+        return encode_example(row, start.chat_format, max_length_tokens=max_length_tokens)
 
-    positions = num_positions(find_folder(model, weights=False))
+    positions = num_positions(start.found.folder)
     if positions is not None and positions < max_length_tokens:  # training keeps within them as well
         beyond = longer_than(examples, positions, encode=encode, max_length_tokens=max_length_tokens)
         what = (
@@ -177,7 +178,7 @@ def audit(
         examples,
         encode=encode,
         max_length_tokens=max_length_tokens,
-        end_of_turn_ids=chat_format.end_of_turn_ids,
+        end_of_turn_ids=start.chat_format.end_of_turn_ids,
     )
     screen.print(audit_table(result, spoken()))
     for warning in result.warnings:

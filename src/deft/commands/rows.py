@@ -8,7 +8,6 @@ from deft.errors import UserError
 from deft.screen import console, say
 
 if TYPE_CHECKING:
-    from deft.prompt.formats.kinds import ChatFormat
     from deft.training.config import TrainConfig
     from deft.types import Example
 
@@ -73,14 +72,3 @@ def read_configured(config: "TrainConfig") -> tuple[Sequence["Example"], Sequenc
         what = "of {rows:,} rows none can be held out, so what is learned is not measured (--valid FILE measures it)"
     say(console(), what, held_out=len(split.held_out), rows=len(examples), fold=True)
     return split.train, split.held_out
-
-
-def tokenizer_and_format(model: str) -> tuple[Any, "ChatFormat"]:
-    """Return a model's tokenizer and the chat format that training on it would use."""
-    from deft.hub.find import find_folder
-    from deft.model.load import load_tokenizer
-    from deft.prompt.detect import chat_format_to_train
-
-    tokenizer = load_tokenizer(model)
-    chat_format, _ = chat_format_to_train(tokenizer, find_folder(model, weights=False))
-    return tokenizer, chat_format

@@ -12,12 +12,10 @@ from rich.table import Table
 from deft.errors import UserError
 from deft.estimate.estimate import Estimate, estimate
 from deft.estimate.memory import SHARDINGS, MemoryEstimate
-from deft.hub.files import ADAPTER_CONFIG
-from deft.hub.find import find_folder
+from deft.hub.find import find
 from deft.language.catalogue import translated, worded
 from deft.model.cost import ADAM_BYTES_PER_PARAMETER
-from deft.model.load import load_tokenizer
-from deft.prompt.detect import chat_format_to_train
+from deft.model.start import start_from
 from deft.screen import say, styled
 from deft.training.arguments import arguments_of
 from deft.training.config import TrainConfig
@@ -53,22 +51,22 @@ def dry_run(
     arguments_of(dataclasses.replace(config, trainer=others), Path("unused"))
     if not train_examples:
         raise UserError("there are no rows to train on", fix="give --train FILE_OR_FOLDER")
-    folder, tokenizer = find_folder(config.model, weights=False), load_tokenizer(config.model)
-    if (folder / ADAPTER_CONFIG).is_file():
+    model = find(config.model, weights=False)
+    if model.is_adapter:
         fix = "name its base model: what the adapter adds is small"
-        raise UserError("a dry run needs a whole model, and this is an adapter", got=str(folder), fix=fix)
-    config = settled(config, folder, console)
-    chat_format, num_added_tokens = chat_format_to_train(tokenizer, folder, config.chat_format)
-    rows = encode(train_examples, tokenizer, chat_format, config, split="training", console=console)
+        raise UserError("a dry run needs a whole model, and this is an adapter", got=str(model.folder), fix=fix)
+    start = start_from(model, config.chat_format)
+    config = settled(config, model.folder, console)
+    rows = encode(train_examples, start, config, split="training", console=console)
     if valid_examples:
-        encode(valid_examples, tokenizer, chat_format, config, split="validation", console=console)
+        encode(valid_examples, start, config, split="validation", console=console)
     with console.status(styled("tracing steps without numbers …")):
         found = estimate(
             config,
-            folder,
+            model.folder,
             rows,
-            vocab_size=len(tokenizer),
-            train_embeddings=num_added_tokens > 0,
+            vocab_size=len(start.tokenizer),
+            train_embeddings=start.num_added_tokens > 0,
             num_devices=num_devices,
             device_memory_bytes=limit_bytes,
         )

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 
 from deft.errors import UserError
 from deft.evaluation.loss import row_losses
+from deft.hub.find import find
 from deft.intervals import MeanLoss, mean_losses
 from deft.losses import RowLoss
 from deft.model.load import load_model
 from deft.model.size import num_positions
+from deft.model.start import Start, start_from
 from deft.model.vocabulary import make_room
-from deft.prompt.detect import chat_format_to_train
 from deft.prompt.encode import encode_examples
 from deft.types import Dropped, Example
 
 if TYPE_CHECKING:
     from deft.model.load import LoadedModel
-    from deft.prompt.formats.kinds import ChatFormat
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,9 +63,10 @@ def evaluate_loss(
     Raises:
         UserError: if the model is not found or cannot be loaded, or no example can be measured.
     """
-    loaded, chat_format = load_to_measure(model, dtype=dtype, device=device)
+    start = start_from(find(model))
+    loaded = load_to_measure(start, dtype=dtype, device=device)
     limit = min(max_length_tokens, num_positions(loaded.path) or max_length_tokens)
-    encoded = encode_examples(examples, chat_format, max_length_tokens=limit)
+    encoded = encode_examples(examples, start.chat_format, max_length_tokens=limit)
     if not encoded.sequences:
         got = f"{len(encoded.dropped)} of {len(examples)} examples dropped"
         if encoded.dropped:
@@ -75,12 +76,9 @@ def evaluate_loss(
     return LossResult(abilities=mean_losses(rows), rows=tuple(rows), dropped=encoded.dropped)
 
 
-def load_to_measure(
-    name: str | Path, *, dtype: str = "auto", device: str | None = None
-) -> "tuple[LoadedModel, ChatFormat]":
-    """Load a model, and the chat format that it was trained with, or that training on it will use."""
-    loaded = load_model(name, dtype=dtype, device=device)
-    chat_format, num_added_tokens = chat_format_to_train(loaded.tokenizer, loaded.path)
-    if num_added_tokens:
+def load_to_measure(start: Start, *, dtype: str = "auto", device: str | None = None) -> "LoadedModel":
+    """Load a model that was found with its weights, and give it room for the tokens that its chat format added."""
+    loaded = load_model(start.found, dtype=dtype, device=device, tokenizer=start.tokenizer)
+    if start.num_added_tokens:
         make_room(loaded)
-    return loaded, chat_format
+    return loaded

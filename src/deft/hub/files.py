@@ -1,7 +1,7 @@
 """Look into the folder of a checkpoint, and name what is missing or damaged before torch gets to see it.
 
-In: a folder. Out: the files a model is loaded from and the shapes in them, or a `UserError` that names the file. Only
-headers and JSON are read here, and `.bin` files as plain tensors: no code from a checkpoint ever runs.
+In: a folder. Out: the files a model is loaded from, and the JSON in them, or a `UserError` that names the file. Weights
+are not opened here: `deft.model.weights` reads their headers.
 """
 
 import json
@@ -13,12 +13,15 @@ from deft.errors import UserError
 from deft.files import LARGEST_READ_BYTES
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+ADAPTER_CONFIG = "adapter_config.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "sentencepiece.bpe.model")
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx")
 """Of files that may have any size."""
 SMALL_FILES = (
     "config.json",
     "generation_config.json",
-    "adapter_config.json",
+    ADAPTER_CONFIG,
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -29,12 +32,14 @@ SMALL_FILES = (
     "source.json",
 )
 """Files that are read whole wherever a checkpoint is loaded."""
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "sentencepiece.bpe.model")
 
 
 # --- which files --------------------------------------------------------------------------------------------------
+
+
+def holds_adapter(folder: Path) -> bool:
+    """Say whether a folder holds an adapter: the one place that knows what tells it from a whole model."""
+    return (folder / ADAPTER_CONFIG).is_file()
 
 
 def missing_files(folder: Path, *, weights: bool = True, tokenizer: bool = True) -> list[str]:
@@ -43,7 +48,7 @@ def missing_files(folder: Path, *, weights: bool = True, tokenizer: bool = True)
     Raises:
         UserError: if an index of shards is damaged.
     """
-    adapter = (folder / ADAPTER_CONFIG).is_file()
+    adapter = holds_adapter(folder)
     missing = [] if adapter or (folder / "config.json").is_file() else ["config.json"]
     if weights:
         found = weight_files(folder)
@@ -55,14 +60,13 @@ def missing_files(folder: Path, *, weights: bool = True, tokenizer: bool = True)
     return missing
 
 
-def has_tokenizer(folder: Path) -> bool:
-    """Say whether a folder holds a tokenizer's vocabulary."""
-    return any((folder / name).is_file() for name in TOKENIZER_FILES)
-
-
 def weight_files(folder: Path) -> list[Path]:
-    """Return the weight files of a checkpoint, whether or not each exists: safetensors go before `.bin`."""
-    for name in ADAPTER_FILES if (folder / ADAPTER_CONFIG).is_file() else WEIGHT_FILES:
+    """Return the weight files of a checkpoint, whether or not each exists: safetensors go before `.bin`.
+
+    Raises:
+        UserError: if an index of shards is damaged, or names a file of another folder.
+    """
+    for name in ADAPTER_FILES if holds_adapter(folder) else WEIGHT_FILES:
         if (folder / name).is_file():
             return [folder / name]
         index = folder / f"{name}.index.json"
@@ -78,6 +82,11 @@ def weight_files(folder: Path) -> list[Path]:
                     )
             return [folder / shard for shard in sorted(set(weight_map.values()))]
     return []
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Say whether a folder holds a tokenizer's vocabulary."""
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
 def incomplete(folder: Path, missing: list[str]) -> UserError:
@@ -158,11 +167,3 @@ def number_of(name: str) -> float:
     if name == "NaN":
         raise ValueError("NaN is no number that a setting can have")
     return float(name.replace("Infinity", "inf"))
-
-
-# --- checks -------------------------------------------------------------------------------------------------------
-
-
-def first_line(error: Exception | str) -> str:
-    """Return the first line of an error's text that says something, or the error's kind."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

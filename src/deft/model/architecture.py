@@ -1,4 +1,7 @@
-"""Whether a configuration asks for a model that deft can build, and safely: a `config.json` in, an error out."""
+"""Whether a configuration asks for a model that deft can build, and safely: a `config.json` in, an error out.
+
+No code from a checkpoint ever runs: a model type is one that transformers has, or deft itself, or it is refused.
+"""
 
 import importlib
 from collections.abc import Iterator
@@ -25,7 +28,6 @@ LARGEST_NUMBERS = {
     "max_position_embeddings": 10_000_000_000,
 }
 """What a configuration may ask for at most: a model of more would be built for hours, or until memory ends."""
-
 SHARES = ("dropout", "_pdrop", "dropout_prob")
 """Ends of the names of what is a share from 0 to 1."""
 OWN_ATTENTION = (None, "eager", "sdpa", "deft_rows_apart")
@@ -45,7 +47,7 @@ def check_architecture(folder: Path) -> None:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise UserError(f"{folder / 'config.json'} names no model_type", fix="copy or download that file again")
-    check_numbers(config, folder / "config.json")
+    check_settings(config, folder / "config.json")
     enter_own(model_type)
     if model_type not in CONFIG_MAPPING:
         if "auto_map" in config:
@@ -57,13 +59,7 @@ def check_architecture(folder: Path) -> None:
         raise UserError(what, got=model_type, fix="deft trains models that predict the next token")
 
 
-def enter_own(name: Any) -> None:
-    """Make transformers know a model type or a class of tokenizers, where it is one that deft brings."""
-    if isinstance(name, str) and name in OWN:
-        importlib.import_module(OWN[name])
-
-
-def check_numbers(config: dict[str, Any], file: Path) -> None:
+def check_settings(config: dict[str, Any], file: Path) -> None:
     """Check that a configuration asks for a model that can be, for its own weights, and for attention of deft's.
 
     Raises:
@@ -99,6 +95,12 @@ def objects_in(value: Any) -> Iterator[dict[str, Any]]:
         if isinstance(one, dict):
             yield one
         left += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+
+
+def enter_own(name: Any) -> None:
+    """Make transformers know a model type or a class of tokenizers, where it is one that deft brings."""
+    if isinstance(name, str) and name in OWN:
+        importlib.import_module(OWN[name])
 
 
 def needed_class(config: dict[str, Any]) -> str:

@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from deft.errors import UserError
-from deft.hub.files import first_line
+from deft.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -25,9 +24,8 @@ def choose_device(device: str | None) -> "torch.device":
         place = torch.device(device)
         torch.empty(1, device=place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(
-            "cannot use that device", got=f"{device}: {first_line(error)}", fix="cpu, cuda or mps"
-        ) from error
+        got = f"{device}: {first_line(error)}"
+        raise UserError("cannot use that device", got=got, fix="cpu, cuda or mps") from error
     return place
 
 

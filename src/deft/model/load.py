@@ -1,7 +1,8 @@
 """Load a model with its tokenizer.
 
-In: an alias, a folder or a hub id. Out: a `LoadedModel` on its device, in evaluation mode. No code from a checkpoint
-ever runs: weights come from safetensors, or from `.bin` files read as plain tensors.
+In: a model found already, or its name: an alias, a folder or a hub id. Out: a `LoadedModel` on its device, in
+evaluation mode. No code from a checkpoint ever runs: weights come from safetensors, or from `.bin` files read as plain
+tensors.
 """
 
 import warnings
@@ -9,17 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deft.errors import UserError, did_you_mean, explaining_panics, visible
-from deft.hub.files import (
-    ADAPTER_CONFIG,
-    first_line,
-    has_tokenizer,
-    incomplete,
-    missing_files,
-    read_json,
-    weight_files,
-)
-from deft.hub.find import base_of, find_folder
+from deft.errors import UserError, did_you_mean, explaining_panics, first_line, visible
+from deft.hub.files import has_tokenizer, incomplete, missing_files, read_json, weight_files
+from deft.hub.find import FoundModel, find
 from deft.hub.quiet import quiet_transformers
 from deft.model.architecture import check_architecture, enter_own, needed_class, remote_code
 from deft.model.device import choose_device, choose_dtype
@@ -44,13 +37,7 @@ class LoadedModel:
     path: Path
 
 
-# --- finding ----------------------------------------------------------------------------------------------------
-
-
-# --- loading ----------------------------------------------------------------------------------------------------
-
-
-def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
+def load_tokenizer(model: str | Path | FoundModel) -> "PreTrainedTokenizerBase":
     """Load a model's tokenizer, for an adapter the one saved with it or else its base model's.
 
     Raises:
@@ -60,10 +47,11 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
 
     from deft.model.tokenizers.llama import load_llama_tokenizer
 
-    folder = find_folder(name, weights=False)
+    found = find(model, weights=False)
+    folder = found.folder
     if not has_tokenizer(folder):
-        if (folder / ADAPTER_CONFIG).is_file():
-            return load_tokenizer(base_of(folder))
+        if found.is_adapter:
+            return load_tokenizer(found.base)
         raise incomplete(folder, missing_files(folder))
     if (folder / "config.json").is_file():
         check_architecture(folder)
@@ -85,14 +73,15 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
 
 
 def load_model(
-    name: str | Path,
+    model: str | Path | FoundModel,
     *,
     dtype: str = "auto",
     device: str | None = None,
     attn_implementation: str | None = None,
     weights: bool = True,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> LoadedModel:
-    """Load a model and its tokenizer, in evaluation mode.
+    """Load a model and its tokenizer, unless that is given, in evaluation mode.
 
     `dtype` "auto" is bfloat16 on a GPU that computes in it, otherwise float32: without hardware support bf16 is many
     times slower. `device` None is the first GPU, else Apple's, else the CPU. A folder with a LoRA adapter loads the
@@ -109,21 +98,22 @@ def load_model(
         raise UserError("unknown dtype", got=dtype, fix=did_you_mean(dtype, DTYPES))
     place = choose_device(device)
     kind = choose_dtype(place) if dtype == "auto" else getattr(torch, dtype)
-    folder = find_folder(name)
+    found = find(model)
     with quiet_transformers():
-        tokenizer = load_tokenizer(folder)
-        if (folder / ADAPTER_CONFIG).is_file():
-            model = load_adapter(folder, dtype=kind, attn_implementation=attn_implementation)
+        if tokenizer is None:
+            tokenizer = load_tokenizer(found)
+        if found.is_adapter:
+            made = load_adapter(found, dtype=kind, attn_implementation=attn_implementation)
         elif not weights:
-            model = model_to_fill(folder, dtype=kind, attn_implementation=attn_implementation)
+            made = model_to_fill(found.folder, dtype=kind, attn_implementation=attn_implementation)
         else:
-            model = load_weights(folder, dtype=kind, attn_implementation=attn_implementation)
+            made = load_weights(found.folder, dtype=kind, attn_implementation=attn_implementation)
     try:
-        model.to(place)
+        made.to(place)
     except torch.OutOfMemoryError as error:
         fix = "free the device, use dtype bfloat16, or load on the cpu"
         raise UserError(f"the model does not fit on {place}", got=first_line(error), fix=fix) from error
-    return LoadedModel(model=model.eval(), tokenizer=tokenizer, path=folder)
+    return LoadedModel(model=made.eval(), tokenizer=tokenizer, path=found.folder)
 
 
 def load_weights(folder: Path, *, dtype: "torch.dtype", attn_implementation: str | None) -> Any:
@@ -185,14 +175,11 @@ def model_to_fill(folder: Path, *, dtype: "torch.dtype", attn_implementation: st
     return model
 
 
-def load_adapter(folder: Path, *, dtype: "torch.dtype", attn_implementation: str | None) -> Any:
+def load_adapter(adapter: FoundModel, *, dtype: "torch.dtype", attn_implementation: str | None) -> Any:
     """Load an adapter's base model, resize its embeddings to the adapter's, and put the adapter on it."""
     from peft import PeftModel
 
-    base = find_folder(base_of(folder))
-    if (base / ADAPTER_CONFIG).is_file():
-        fix = "merge that adapter into its own base model first, and name the result"
-        raise UserError(f"the base model of {folder} is itself an adapter", got=str(base), fix=fix)
+    folder, base = adapter.folder, adapter.base.folder
     files = weight_files(folder)
     check_weight_files(files)
     model = load_weights(base, dtype=dtype, attn_implementation=attn_implementation)
@@ -214,6 +201,3 @@ def load_adapter(folder: Path, *, dtype: "torch.dtype", attn_implementation: str
             raise UserError(what, got=first_line(str(warning.message)), fix=fix)
     check_finite(adapted, folder)
     return adapted
-
-
-# --- devices, and quiet -----------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deft.errors import UserError
-from deft.hub.files import first_line, read_json
+from deft.errors import UserError, first_line
+from deft.hub.files import read_json
 from deft.hub.quiet import quiet_transformers
 from deft.model.architecture import check_architecture
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from deft.files import read_object
 from deft.fingerprint import versions
-from deft.hub.files import ADAPTER_CONFIG
+from deft.hub.files import holds_adapter
 from deft.hub.known import find_known
 from deft.prompt.store import FILE_NAME as CHAT_FORMAT_FILE
 from deft.publish.provenance import Provenance
@@ -40,7 +40,7 @@ def model_card(name: str, folder: Path, origin: Provenance) -> str:
     """Return the text of `README.md` for the exported `folder`: facts on record only, and what is not known named."""
     import yaml
 
-    is_adapter = (folder / ADAPTER_CONFIG).is_file()
+    is_adapter = holds_adapter(folder)
     head = yaml.safe_dump(front_matter(origin, is_adapter=is_adapter), allow_unicode=True, sort_keys=False)
     parts = [f"---\n{head}---\n\n# {name.rpartition('/')[2]}\n"]
     what = "An adapter for" if is_adapter else "A model fine-tuned from"

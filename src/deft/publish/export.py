@@ -1,8 +1,8 @@
 """A checkpoint as a folder to publish: what others load, what they must know, and nothing of this computer.
 
-In: a checkpoint (an adapter is merged first, or exported as it is). Out: a folder with safetensors in shards,
-tokenizer, chat template and format, generation config, licence files, `source.json`, and `README.md`, the model card;
-on request it is uploaded to the Hugging Face hub. Training state never goes along.
+In: a checkpoint, or its name (an adapter is merged first, or exported as it is). Out: a folder with safetensors in
+shards, tokenizer, chat template and format, generation config, licence files, `source.json`, and `README.md`, the model
+card; on request it is uploaded to the Hugging Face hub. Training state never goes along.
 """
 
 import json
@@ -11,21 +11,23 @@ import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from deft.errors import UserError
+import torch
+from safetensors.torch import load_file, save_file
+
+from deft.errors import UserError, first_line
 from deft.files import read_object, write_json, write_text
 from deft.hub.cache import find_in_cache
-from deft.hub.files import ADAPTER_CONFIG, first_line, weight_files
-from deft.hub.find import base_of, find_folder, find_model
+from deft.hub.files import ADAPTER_CONFIG, weight_files
+from deft.hub.find import FoundModel, find
 from deft.hub.known import NETWORK_TIMEOUT_S, SOURCE_FILE
 from deft.hub.manifest import write_manifest
 from deft.hub.terms import pass_on_notice
 from deft.model.load import load_model, load_tokenizer
 from deft.model.weights import check_weight_files
 from deft.prompt.store import load_chat_format
-from deft.publish.as_llama import as_llama, check_layout
 from deft.publish.card import model_card
+from deft.publish.layouts import check_layout, in_layout
 from deft.publish.merge import (
     MAX_SHARD_SIZE,
     TOLERANCES,
@@ -42,11 +44,7 @@ from deft.publish.merge import (
     write_model,
     written_alone,
 )
-from deft.publish.plain_head import with_plain_head
 from deft.publish.provenance import Provenance, provenance_of, public_name
-
-if TYPE_CHECKING:
-    import torch
 
 SHARD_SIZE = re.compile(r"[1-9]\d*(\.\d+)?(KB|MB|GB)")
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -64,7 +62,7 @@ class ExportResult:
 
 
 def export(
-    checkpoint: str | Path,
+    checkpoint: str | Path | FoundModel,
     out: str | Path,
     *,
     dtype: str | None = None,
@@ -95,38 +93,38 @@ def export(
         raise UserError("max_shard_size is not a valid size", got=max_shard_size, fix="write it as 500MB or 5GB")
     if license is not None and not license.strip():
         raise UserError("the licence is empty", fix="give its name, such as apache-2.0, or leave --license out")
-    folder = find_folder(checkpoint)
-    is_adapter = (folder / ADAPTER_CONFIG).is_file()
-    if keep_adapter and not is_adapter:
+    model = find(checkpoint)
+    folder = model.folder
+    if keep_adapter and not model.is_adapter:
         fix = "leave --keep-adapter out"
         raise UserError(f"{folder} holds a whole model, no adapter to keep", got=str(folder), fix=fix)
     if to is not None:
-        check_layout(folder, to, keep_adapter=keep_adapter)
+        check_layout(model, to, keep_adapter=keep_adapter)
     check_target(out, overwrite=overwrite, sources=(folder,))
-    origin = provenance_of(folder)
+    origin = provenance_of(model)
     if license is not None:
         origin = replace(origin, license=license.strip())
     if public and push is None:
         raise UserError("--public goes with --push", fix="--push ORG/NAME --public, or leave --public out")
     if push is not None:
         check_push(push, origin, public=public)
-    check_sources(folder, verify=verify)
+    check_sources(model, verify=verify)
     with written_alone(out, overwrite=overwrite, sources=(folder,)) as temporary:
         if keep_adapter:
-            notes = write_adapter(folder, temporary, dtype=dtype)
+            notes = write_adapter(model, temporary, dtype=dtype)
         else:
-            tell(f"merging {folder} in fp32" if is_adapter else f"loading {folder}")
-            ready = merged(folder) if is_adapter else whole(folder)
+            tell(f"merging {folder} in fp32" if model.is_adapter else f"loading {folder}")
+            ready = merged(model) if model.is_adapter else whole(model)
             if to is not None:
-                ready = as_llama(ready) if to == "llama" else with_plain_head(ready)
+                ready = in_layout(ready, to)
             notes = ready.notes
             write_model(ready, temporary, dtype=dtype or ready.dtype, max_shard_size=max_shard_size)
-        copy_licenses(folder, temporary)
+        copy_licenses(model, temporary)
         pass_on_notice(temporary, origin.base_model)
         write_json(temporary / SOURCE_FILE, asdict(origin))
         name = push or out.name
         write_text(temporary / CARD, model_card(name, temporary, origin))
-        check_nothing_local(temporary, folder)
+        check_nothing_local(temporary, model)
         write_manifest(temporary)
     if origin.license is None:
         notes += (f"the base model's licence is not known: look it up and export again with --license (see {CARD})",)
@@ -136,16 +134,16 @@ def export(
 # --- weights ------------------------------------------------------------------------------------------------------
 
 
-def whole(folder: Path) -> Ready:
+def whole(model: FoundModel) -> Ready:
     """Load a whole model on the CPU in fp32, which holds every weight as it is stored, and compute its logits."""
-    dtype = stored_dtype(folder)
-    loaded = load_model(folder, dtype="float32", device="cpu")
-    refuse_quantised(loaded.model, folder)
+    dtype = stored_dtype(model.folder)
+    loaded = load_model(model, dtype="float32", device="cpu")
+    refuse_quantised(loaded.model, model.folder)
     texts = texts_to_check(loaded)
     return Ready(
         model=loaded.model,
         tokenizer=loaded.tokenizer,
-        source=folder,
+        source=model.folder,
         dtype=dtype,
         texts=texts,
         logits=logits_of(loaded.model, texts),
@@ -165,11 +163,8 @@ def stored_dtype(folder: Path) -> str:
     return kinds.pop() if len(kinds) == 1 else "float32"
 
 
-def weights_of(folder: Path) -> dict[str, "torch.Tensor"]:
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     """Return the tensors in a checkpoint's weight files, mapped from the disk rather than read."""
-    import torch
-    from safetensors.torch import load_file
-
     files = weight_files(folder)
     check_weight_files(files)
     found: dict[str, torch.Tensor] = {}
@@ -179,12 +174,9 @@ def weights_of(folder: Path) -> dict[str, "torch.Tensor"]:
     return found
 
 
-def write_adapter(folder: Path, out: Path, *, dtype: str | None) -> tuple[str, ...]:
+def write_adapter(model: FoundModel, out: Path, *, dtype: str | None) -> tuple[str, ...]:
     """Write an adapter, its base model named by alias or hub id, and return what the user should know."""
-    import torch
-    from safetensors.torch import save_file
-
-    tokenizer = load_tokenizer(folder)
+    folder, tokenizer = model.folder, load_tokenizer(model)
     load_chat_format(folder, tokenizer)
     tensors = weights_of(folder)
     if dtype is not None:
@@ -204,31 +196,37 @@ def write_adapter(folder: Path, out: Path, *, dtype: str | None) -> tuple[str, .
     )
 
 
-def copy_licenses(folder: Path, out: Path) -> None:
+def copy_licenses(model: FoundModel, out: Path) -> None:
     """Copy the files with licence terms that lie beside a checkpoint, or else beside an adapter's base model."""
-    found = [file for pattern in LICENSE_FILES for file in folder.glob(pattern) if file.is_file()]
-    if not found and (folder / ADAPTER_CONFIG).is_file():
+    found = license_files(model.folder)
+    if not found and model.is_adapter:
         with suppress(UserError):  # an adapter is exported as it is without its base model
-            base = find_model(base_of(folder))
-            if isinstance(cached := base if isinstance(base, Path) else find_in_cache(base), Path):
-                found = [file for pattern in LICENSE_FILES for file in cached.glob(pattern) if file.is_file()]
+            place = model.base_place
+            if (base := place if isinstance(place, Path) else find_in_cache(place)) is not None:
+                found = license_files(base)
     for file in found:
         shutil.copyfile(file, out / file.name)
+
+
+def license_files(folder: Path) -> list[Path]:
+    """Return the files in a folder that hold licence terms."""
+    return [file for pattern in LICENSE_FILES for file in folder.glob(pattern) if file.is_file()]
 
 
 # --- nothing of this computer -------------------------------------------------------------------------------------
 
 
-def check_nothing_local(out: Path, checkpoint: Path) -> None:
+def check_nothing_local(out: Path, model: FoundModel) -> None:
     """Check that no text file of an export names a folder of this computer.
 
     Raises:
         UserError: naming the file; the export is then not kept.
     """
+    checkpoint = model.folder
     places = {
         str(place) for place in (Path.cwd(), Path.home(), checkpoint, checkpoint.resolve(), checkpoint.parent.resolve())
     }
-    if (checkpoint / ADAPTER_CONFIG).is_file():
+    if model.is_adapter:
         places.add(str(read_object(checkpoint / ADAPTER_CONFIG).get("base_model_name_or_path")))
     places = {place for place in places if Path(place).is_absolute() and len(Path(place).parts) > 1}
     places |= {json.dumps(place)[1:-1] for place in places}  # as JSON writes what is not ASCII

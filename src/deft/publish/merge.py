@@ -1,6 +1,6 @@
 """An adapter merged into its base model, and a model written to a folder, both checked by the logits they compute.
 
-In: the folder of an adapter (or of a whole model, for `export`). Out: a folder with a whole model, its tokenizer, chat
+In: an adapter (or a whole model, for `export`), or its name. Out: a folder with a whole model, its tokenizer, chat
 format and generation config, and `source.json`, which says where it came from. What a wrong merge looks like: tied
 embeddings that are wrong after saving (peft#1035, transformers#45127), a scale left out, weights rounded too coarsely.
 """
@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deft.errors import UserError, did_you_mean
+from deft.errors import UserError, did_you_mean, first_line
 from deft.files import cannot_write, check_writable, read_object, write_json, written_whole
-from deft.hub.files import ADAPTER_CONFIG, first_line, incomplete
-from deft.hub.find import base_of, find_folder
+from deft.hub.files import ADAPTER_CONFIG, holds_adapter, incomplete
+from deft.hub.find import FoundModel, find
 from deft.hub.known import SOURCE_FILE
 from deft.hub.manifest import check_manifest, write_manifest
 from deft.hub.quiet import quiet_transformers
@@ -72,7 +72,7 @@ class Ready:
 
 
 def merge(
-    adapter: str | Path,
+    adapter: str | Path | FoundModel,
     out: str | Path,
     *,
     dtype: str = "float32",
@@ -92,19 +92,20 @@ def merge(
             be written, or the logits differ by more than `TOLERANCES` says.
     """
     check_dtype(dtype)
-    out, folder = Path(out), find_folder(adapter)
-    if not (folder / ADAPTER_CONFIG).is_file():
+    out, model = Path(out), find(adapter)
+    folder = model.folder
+    if not model.is_adapter:
         fix = "a whole model needs no merging; to publish it: deft export CHECKPOINT OUT"
         raise UserError(f"{folder} holds no adapter", got=f"it has no {ADAPTER_CONFIG}", fix=fix)
     check_target(out, overwrite=overwrite, sources=(folder,))
-    check_sources(folder, verify=verify)
+    check_sources(model, verify=verify)
     tell(f"merging {folder} in fp32")
-    ready = merged(folder)
+    ready = merged(model)
     for note in ready.notes:
         tell(note)
     with written_alone(out, overwrite=overwrite, sources=(folder,)) as temporary:
         difference = write_model(ready, temporary, dtype=dtype)
-        write_json(temporary / SOURCE_FILE, asdict(provenance_of(folder)))
+        write_json(temporary / SOURCE_FILE, asdict(provenance_of(model)))
         write_manifest(temporary)
     tell(f"largest difference of a logit: {difference:.1e} of the largest logit (allowed: {TOLERANCES[dtype]:g})")
     return out
@@ -148,14 +149,14 @@ def check_target(out: Path, *, overwrite: bool, sources: Sequence[Path]) -> None
         for kept in (Path.cwd(), *sources):
             if kept.resolve().is_relative_to(here):
                 raise UserError(f"overwriting {out} would delete {kept}", got=str(out), fix="name another folder")
-        holds_model = any((out / name).is_file() for name in ("config.json", ADAPTER_CONFIG))
+        holds_model = (out / "config.json").is_file() or holds_adapter(out)
         if not holds_model and any(out.iterdir()):
             what = "the folder to overwrite holds no model"
             raise UserError(what, got=str(out), fix="name another folder, or empty it by hand")
     check_writable(out.parent)
 
 
-def check_sources(folder: Path, *, verify: bool) -> None:
+def check_sources(model: FoundModel, *, verify: bool) -> None:
     """Check the files of a checkpoint and, if it is an adapter, of its base, against what was recorded of them.
 
     Nothing is checked without `verify`.
@@ -165,10 +166,11 @@ def check_sources(folder: Path, *, verify: bool) -> None:
     """
     if not verify:
         return
+    folder = model.folder
     check_manifest(folder)
-    if not (folder / ADAPTER_CONFIG).is_file():
+    if not model.is_adapter:
         return
-    base = find_folder(base_of(folder))
+    base = model.base.folder
     check_manifest(base)
     if not is_base_of(base, read_object(folder.resolve().parent / "run.json")):
         fix = f"set base_model_name_or_path in {folder / ADAPTER_CONFIG} to the model it was trained on"
@@ -179,14 +181,14 @@ def check_sources(folder: Path, *, verify: bool) -> None:
 # --- merging ------------------------------------------------------------------------------------------------------
 
 
-def merged(folder: Path) -> Ready:
+def merged(adapter: FoundModel) -> Ready:
     """Load an adapter on its base model in fp32 on the CPU, merge it, and check the result's logits.
 
     Raises:
         UserError: if the logits differ, or the base model is held in fewer bits.
     """
-    loaded = load_model(folder, dtype="float32", device="cpu")
-    refuse_quantised(loaded.model, folder)
+    loaded = load_model(adapter, dtype="float32", device="cpu")
+    refuse_quantised(loaded.model, adapter.folder)
     texts = texts_to_check(loaded)
     expected = logits_of(loaded.model, texts)
     model, notes = merge_weights(loaded.model)

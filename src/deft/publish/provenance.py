@@ -1,6 +1,6 @@
 """Where a model's weights came from, as others may read it.
 
-In: a checkpoint's folder, beside which its run may lie. Out: base model, licence, languages and the facts of the run,
+In: a checkpoint, beside whose folder its run may lie. Out: base model, licence, languages and the facts of the run,
 which `merge` and `export` write to `source.json` and the model card tells. No path of this computer is in them.
 """
 
@@ -16,7 +16,7 @@ from deft.files import read_object, read_regular
 from deft.fingerprint import folder_fingerprint
 from deft.hub.cache import find_in_cache
 from deft.hub.files import ADAPTER_CONFIG
-from deft.hub.find import HUB_ID, base_of
+from deft.hub.find import HUB_ID, FoundModel
 from deft.hub.known import KNOWN_MODELS, SOURCE_FILE, find_known
 
 HUB_SNAPSHOT = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]")
@@ -38,8 +38,13 @@ class Provenance:
     run: Mapping[str, Any] = field(default_factory=dict)
 
 
-def provenance_of(folder: Path) -> Provenance:
+def provenance_of(model: FoundModel) -> Provenance:
     """Return what is recorded about a checkpoint: in its `source.json`, its adapter's config, and its run's folder."""
+    return recorded(model.folder, adapter=model if model.is_adapter else None)
+
+
+def recorded(folder: Path, *, adapter: FoundModel | None = None) -> Provenance:
+    """Return what is recorded about the checkpoint in a folder, which need not be whole; `adapter` is what it holds."""
     folder = folder.resolve()
     stored, run = read_object(folder / SOURCE_FILE), read_object(folder.parent / "run.json")
     if "base_model" in stored:
@@ -48,9 +53,9 @@ def provenance_of(folder: Path) -> Provenance:
         return of_public(name)
     facts = run_facts(folder, run) if run else {}
     base: str | Path | None = run.get("settings", {}).get("model")
-    if (folder / ADAPTER_CONFIG).is_file():
+    if adapter is not None:
         try:
-            base = base_of(folder)
+            base = adapter.base_place
         except UserError:  # it is not on this computer; its name may still say which it is
             base = read_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     if base is None:
@@ -58,7 +63,7 @@ def provenance_of(folder: Path) -> Provenance:
     if (name := public_name(str(base))) is not None:
         found = of_public(name)
     elif Path(base).is_dir() and Path(base).resolve() != folder and is_base_of(Path(base), run):
-        found = provenance_of(Path(base))
+        found = recorded(Path(base))
     else:
         found = Provenance()
     return Provenance(base_model=found.base_model, license=found.license, languages=found.languages, run=facts)

@@ -14,9 +14,11 @@ from deft.errors import UserError
 from deft.evaluation.measure import load_to_measure
 from deft.files import check_writable
 from deft.hub.cache import is_present
+from deft.hub.find import FoundModel, find
 from deft.hub.known import find_known
 from deft.intervals import paired_changes
 from deft.locks import place_held
+from deft.model.start import start_from
 from deft.quickstart.narrator import Narrator
 from deft.quickstart.outcome import collect_results, finish, show_finished, show_replies, verdicts
 from deft.quickstart.plan import DEFAULT_MODEL, PART_FOLDER, TUNED, Plan, find_finished, repeating_flags, with_key
@@ -106,42 +108,44 @@ def quickstart(
 
 def resume_or_run(plan: Plan, tell: Narrator, *, again: bool) -> Path:
     """Show a finished quickstart, or run one, with whatever exists of it."""
-
     known = find_known(plan.config.model)
-    if (known is None or is_present(known)) and not again:
-        keyed = with_key(plan)
+    here = find(plan.config.model) if known is None or is_present(known) else None
+    if here is not None and not again:
+        keyed = with_key(plan, here.folder)
         if (folder := find_finished(keyed)) is not None:
             show_finished(folder, keyed, tell)
             return folder
     check_writable(plan.runs)
     with place_held(plan.runs / PART_FOLDER):
-        return run(plan, tell, again=again)
+        return run(plan, here, tell, again=again)
 
 
-def run(plan: Plan, tell: Narrator, *, again: bool) -> Path:
-    """Go through all stages; what exists of them is used."""
+def run(plan: Plan, here: FoundModel | None, tell: Narrator, *, again: bool) -> Path:
+    """Go through all stages; what exists of them is used. `here` is the model, unless it has to be fetched first."""
     say(tell.console, "{welcome}", welcome=tell.text("welcome"), style="bold", fold=True)
     warn_of_language(plan, tell)
     with tell.stage("model"):
         bring_model(plan, tell)
-        plan = with_key(plan)
-        loaded, chat_format = load(plan, tell)
+        model = here or find(plan.config.model)
+        plan = with_key(plan, model.folder)
+        start, loaded = load(model, plan, tell)
     with tell.stage("data"):
         rows = read_rows(plan)
-        show_data(rows, chat_format, plan, tell)
+        show_data(rows, start.chat_format, plan, tell)
     with tell.stage("before"):
-        before = measure_before(plan, loaded, chat_format, rows, tell)
-    del loaded, chat_format
+        before = measure_before(plan, loaded, start.chat_format, rows, tell)
+    del loaded
     gc.collect()
     with tell.stage("training"):
-        folder = trained_folder(plan, rows, before, tell, again=again)
+        folder = trained_folder(plan, start, rows, before, tell, again=again)
     with tell.stage("after"):
-        loaded, chat_format = load_to_measure(folder / "best", dtype="float32")
-        after = losses(plan, loaded, chat_format, rows.test, file=folder / "rows_after.jsonl", tell=tell)
+        trained = start_from(find(folder / "best"))
+        loaded = load_to_measure(trained, dtype="float32")
+        after = losses(plan, loaded, trained.chat_format, rows.test, file=folder / "rows_after.jsonl", tell=tell)
         changes = paired_changes(before.rows, after)
         tell.console.print(Padding(changes_table(changes, plan.lang), (1, 0, 0, 2)))
     with tell.stage("replies"):
-        answers = replies(plan, loaded, chat_format)
+        answers = replies(plan, loaded, trained.chat_format)
         pairs = [
             ReplyPair(prompt=prompt, before=first, after=second, **verdicts(prompt, first, second, plan.lang))
             for prompt, first, second in zip(PROMPTS[plan.lang], before.replies, answers, strict=True)

@@ -15,7 +15,6 @@ from typing import Any
 from deft.data.files import find_files
 from deft.files import read_object
 from deft.fingerprint import fingerprint, folder_fingerprint
-from deft.hub.find import find_folder
 from deft.hub.known import find_known
 from deft.quickstart.prompts import PROMPTS
 from deft.report.texts import Lang
@@ -68,19 +67,17 @@ def repeating_flags(plan: Plan) -> str:
 
 def knows_language(plan: Plan) -> bool:
     """Say whether the model is known to know the language of the data; of one that deft does not know, it is taken."""
-
     known = find_known(plan.config.model)
     return known is None or plan.lang in known.languages
 
 
-def with_key(plan: Plan) -> Plan:
-    """Return the plan with its key filled in; the model must be here."""
-    return dataclasses.replace(plan, key=plan_key(plan))
+def with_key(plan: Plan, model: Path) -> Plan:
+    """Return the plan with its key filled in; `model` is the folder of its model."""
+    return dataclasses.replace(plan, key=plan_key(plan, model))
 
 
-def plan_key(plan: Plan) -> str:
-    """Return a fingerprint of the model, the data, the settings and the prompts; nothing here loads torch."""
-
+def plan_key(plan: Plan, model: Path) -> str:
+    """Return a fingerprint of the folder `model`, the data, the settings and the prompts; nothing here loads torch."""
     settings = dataclasses.asdict(plan)
     del settings["accept_license"]
     for name in ("output_dir", "resume_training", "allow_changed", "show_rows"):
@@ -88,7 +85,7 @@ def plan_key(plan: Plan) -> str:
     files = find_files([*plan.config.train, *plan.config.valid, plan.test])
     data = [part for file in files for part in (file.as_posix(), file.read_bytes())]
     text = json.dumps([FORMAT, settings | {"key": ""}, PROMPTS[plan.lang]], default=str, sort_keys=True)
-    return fingerprint([text, *data, folder_fingerprint(find_folder(plan.config.model))])
+    return fingerprint([text, *data, folder_fingerprint(model)])
 
 
 # --- what earlier starts left ---------------------------------------------------------------------------------------

@@ -21,9 +21,11 @@ from deft.evaluation.loss import row_losses_kept
 from deft.evaluation.measure import load_to_measure
 from deft.files import read_object, write_json
 from deft.hub.cache import is_present
+from deft.hub.find import FoundModel
 from deft.hub.known import find_known, format_parameters
 from deft.hub.pull import pull
 from deft.losses import RowLoss, read_rows_kept
+from deft.model.start import Start, start_from
 from deft.prompt.encode import encode_example, encode_examples
 from deft.quickstart.narrator import Narrator, row_bar
 from deft.quickstart.plan import CHINESE_MODEL, TUNED, Plan, find_run, knows_language, newest_unfinished
@@ -70,7 +72,6 @@ def warn_of_language(plan: Plan, tell: Narrator) -> None:
 
 def bring_model(plan: Plan, tell: Narrator) -> None:
     """Fetch the model, if it is one that deft knows and not here yet."""
-
     known = find_known(plan.config.model)
     if known is not None and not is_present(known):
         tell.say("pulling", model=plan.config.model)
@@ -81,13 +82,13 @@ def bring_model(plan: Plan, tell: Narrator) -> None:
         pull(plan.config.model, accept_license=plan.accept_license, progress=show)
 
 
-def load(plan: Plan, tell: Narrator) -> "tuple[LoadedModel, ChatFormat]":
+def load(model: FoundModel, plan: Plan, tell: Narrator) -> "tuple[Start, LoadedModel]":
     """Load the model to start from, and say what it is."""
-
-    loaded, chat_format = load_to_measure(plan.config.model, dtype="float32")
+    start = start_from(model)
+    loaded = load_to_measure(start, dtype="float32")
     parameters = format_parameters(sum(weights.numel() for weights in loaded.model.parameters()))
     tell.say("model_ready", model=shown_value(plan.config.model), parameters=parameters)
-    return loaded, chat_format
+    return start, loaded
 
 
 def example_folder(lang: Lang) -> Path:
@@ -124,7 +125,6 @@ def show_data(rows: Rows, chat_format: "ChatFormat", plan: Plan, tell: Narrator)
     Raises:
         UserError: if a held-out row is, or if training would be pointless.
     """
-
     result = audit(
         rows.train,
         encode=lambda row: encode_example(row, chat_format, max_length_tokens=plan.config.max_length_tokens),
@@ -174,7 +174,6 @@ def losses(
     tell: Narrator,
 ) -> list[RowLoss]:
     """Return the losses of examples; each pack is kept in `file` at once, and what is there is not computed again."""
-
     limit = plan.config.max_length_tokens
     sequences = encode_examples(examples, chat_format, max_length_tokens=limit).sequences
     kept = {row.id for row in read_rows_kept(file)}
@@ -205,7 +204,7 @@ def replies(plan: Plan, loaded: "LoadedModel", chat_format: "ChatFormat") -> lis
     return [str(decode(list(reply.token_ids), skip_special_tokens=True)).strip() for reply in found]
 
 
-def trained_folder(plan: Plan, rows: Rows, before: Before, tell: Narrator, *, again: bool) -> Path:
+def trained_folder(plan: Plan, start: Start, rows: Rows, before: Before, tell: Narrator, *, again: bool) -> Path:
     """Train, or go on with a training that was interrupted, or return the folder of one that ended."""
     from deft.training.run import train
 
@@ -224,7 +223,7 @@ def trained_folder(plan: Plan, rows: Rows, before: Before, tell: Narrator, *, ag
         steps = config.num_epochs * math.ceil(before.identity["num_train_rows"] / config.batch_size)
         rate = config.learning_rate
         tell.say("plan", rows=before.identity["num_train_rows"], steps=steps, batch=config.batch_size, rate=rate)
-    result = train(config, rows.train, rows.valid, tell.console, measure_first=False)
+    result = train(config, rows.train, rows.valid, tell.console, measure_first=False, start=start)
     if not result.finished:
         raise KeyboardInterrupt
     return result.folder

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from deft.errors import UserError, did_you_mean
+from deft.hub.find import FoundModel
 from deft.model.generate import FinishReason, Reply, generate, position_limit, stream
 from deft.model.load import load_model
 from deft.model.sampling import Sampling, check_number
@@ -38,7 +39,7 @@ class Assistant:
 
     def __init__(
         self,
-        model_name_or_path: str | Path,
+        model_name_or_path: str | Path | FoundModel,
         *,
         identity_file: str | Path | None = IDENTITY_FILE,
         context_limit_tokens: int | None = None,
@@ -46,7 +47,7 @@ class Assistant:
         device: str | None = None,
         dtype: str = "auto",
     ) -> None:
-        """Load a model by alias, folder or hub id.
+        """Load a model by alias, folder or hub id, or one found already.
 
         `context_limit_tokens` counts everything: identity, conversation and room for the reply. By default it is
         2,048 or what the model's positions reach, and `max_new_tokens` 1,024 or half of it. `identity_file` None is
@@ -60,8 +61,8 @@ class Assistant:
             if value is not None:
                 check_number(name, value, whole=True, least=1)
         loaded = load_model(model_name_or_path, dtype=dtype, device=device)
-        path = Path(model_name_or_path)
-        self.name = path.resolve().name if path.is_dir() else str(model_name_or_path)
+        name = model_name_or_path.name if isinstance(model_name_or_path, FoundModel) else str(model_name_or_path)
+        self.name = Path(name).resolve().name if Path(name).is_dir() else name
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         self.chat_format = find_chat_format(loaded.tokenizer, loaded.path)
         positions = position_limit(self.model)

@@ -6,15 +6,14 @@ Where several processes share the model, the first alone reads its weights; `sha
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, TrainingArguments
 
 from deft.errors import UserError
-from deft.hub.files import ADAPTER_CONFIG
+from deft.hub.find import FoundModel
 from deft.model.adapters import add_lora
 from deft.model.device import choose_device, choose_dtype
 from deft.model.kernels import use_liger
@@ -22,15 +21,13 @@ from deft.model.load import LoadedModel, load_model
 from deft.model.memory import is_out_of_memory, keep_freed_memory
 from deft.model.selftest import check_packing
 from deft.model.speed import checkpoint_activations, compile_layers
+from deft.model.start import Start
 from deft.model.vocabulary import check_rows, make_room
 from deft.prompt.encode import EncodeResult
 from deft.training.config import TrainConfig
 from deft.training.out_of_memory import free_memory
 from deft.training.sharding import deepspeed_dtype, follow_first_process, reads_once, tell_other_processes
 from deft.types import TokenSequence
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 def prepare_device(config: TrainConfig) -> None:
@@ -42,31 +39,24 @@ def prepare_device(config: TrainConfig) -> None:
         torch.set_float32_matmul_precision("high")
 
 
-def check_whole(folder: Path) -> None:
-    """Check that the folder of a model holds a whole one.
+def check_whole(model: FoundModel) -> None:
+    """Check that a model is a whole one.
 
     Raises:
-        UserError: if it holds an adapter: a second one on top would be of no use without the first.
+        UserError: if it is an adapter: a second one on top would be of no use without the first.
     """
-    if (folder / ADAPTER_CONFIG).is_file():
-        fix = f"deft merge {folder} MERGED, and train that; an unfinished run goes on with --resume-training"
-        raise UserError("training starts from a whole model, and this is an adapter", got=str(folder), fix=fix)
+    if model.is_adapter:
+        fix = f"deft merge {model.folder} MERGED, and train that; an unfinished run goes on with --resume-training"
+        raise UserError("training starts from a whole model, and this is an adapter", got=str(model.folder), fix=fix)
 
 
-def load_to_train(
-    config: TrainConfig,
-    arguments: TrainingArguments,
-    tokenizer: "PreTrainedTokenizerBase",
-    rows: EncodeResult,
-    *,
-    num_added_tokens: int,
-) -> LoadedModel:
+def load_to_train(config: TrainConfig, arguments: TrainingArguments, start: Start, rows: EncodeResult) -> LoadedModel:
     """Load the model, give it adapters, checkpointing and kernels as asked for, and check that it can run packs.
 
     Raises:
         UserError: if it cannot be loaded, or its rows would see each other in a pack.
     """
-    load = partial(load_with_adapters, config, arguments, tokenizer, rows, num_added_tokens=num_added_tokens)
+    load = partial(load_with_adapters, config, arguments, start, rows)
     if reads_once(config, arguments):
         loaded = load_for_all(load, rows.sequences, by_fsdp=arguments.deepspeed is None)
     else:
@@ -101,23 +91,22 @@ def load_for_all(load: Callable[..., LoadedModel], rows: Sequence[TokenSequence]
 def load_with_adapters(
     config: TrainConfig,
     arguments: TrainingArguments,
-    tokenizer: "PreTrainedTokenizerBase",
+    start: Start,
     rows: EncodeResult,
     *,
     device: str | None,
-    num_added_tokens: int,
     weights: bool = True,
 ) -> LoadedModel:
     """Load the model, or make it without its `weights`, with room for all tokens, adapters and checkpointing."""
     held = deepspeed_dtype(arguments) or weights_dtype(config)
-    loaded = load_model(config.model, dtype=str(held).removeprefix("torch."), device=device, weights=weights)
-    loaded = dataclasses.replace(loaded, tokenizer=tokenizer)
-    if num_added_tokens:
+    dtype = str(held).removeprefix("torch.")
+    loaded = load_model(start.found, dtype=dtype, device=device, weights=weights, tokenizer=start.tokenizer)
+    if start.num_added_tokens:
         make_room(loaded, seed=config.seed)
     if weights:
         check_rows(loaded.model, rows.sequences)
     if config.method != "full":
-        model = with_adapters(loaded.model, config, train_embeddings=num_added_tokens > 0)
+        model = with_adapters(loaded.model, config, train_embeddings=start.num_added_tokens > 0)
         loaded = dataclasses.replace(loaded, model=model)
     if config.gradient_checkpointing:
         checkpoint_activations(loaded.model, config.checkpointing_keeps)

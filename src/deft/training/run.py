@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -16,19 +16,19 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from deft.errors import UserError
 from deft.files import check_writable, write_json
 from deft.fingerprint import versions
-from deft.hub.find import find_folder
+from deft.hub.find import find
 from deft.hub.known import format_parameters
 from deft.hub.manifest import check_manifest
 from deft.hub.quiet import quiet_transformers
 from deft.language.catalogue import worded
 from deft.losses import mean_loss
 from deft.model.likelihood import takes_packs
-from deft.model.load import LoadedModel, load_tokenizer
+from deft.model.load import LoadedModel
 from deft.model.matmul import Kernel
 from deft.model.size import num_parameters, num_positions
+from deft.model.start import Start, start_from
 from deft.model.vocabulary import check_rows
 from deft.prompt.cache import encode_once
-from deft.prompt.detect import chat_format_to_train
 from deft.prompt.encode import EncodeResult
 from deft.prompt.formats.kinds import ChatFormat
 from deft.prompt.paint import paint, painted_pieces
@@ -59,9 +59,6 @@ from deft.training.trainer import SupervisedTrainer
 from deft.training.utilisation import Utilisation
 from deft.types import Example
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 SHOWN_CHARACTERS = 120
 """Of a painted stretch of text, at its beginning and at its end."""
 
@@ -87,10 +84,12 @@ def train(
     console: Console,
     *,
     measure_first: bool = True,
+    start: Start | None = None,
 ) -> TrainResult:
     """Fine-tune a model as `config` says and return where the result lies.
 
     The loss of the validation rows is also measured before the training, unless `measure_first` is switched off.
+    `start` is the model that `config` names, where the caller has it already.
 
     Raises:
         UserError: before anything is written, where the settings or the data make the run impossible.
@@ -109,7 +108,7 @@ def train(
             console = Console(quiet=True)
         tell_idle_devices(processes, console)
         prepare_device(config)
-        ready = make_ready(config, arguments, train_examples, valid_examples, console)
+        ready = make_ready(config, arguments, train_examples, valid_examples, console, start=start)
         config = ready.config
         with ExitStack() as held:
             folder, resumption = begin(config, ready, held, console)
@@ -170,6 +169,8 @@ def make_ready(
     train_examples: Sequence[Example],
     valid_examples: Sequence[Example],
     console: Console,
+    *,
+    start: Start | None = None,
 ) -> Ready:
     """Encode the rows, find the run to resume if one is, and load the model.
 
@@ -178,27 +179,27 @@ def make_ready(
     """
     if not train_examples:
         raise UserError("there are no rows to train on", fix="give --train FILE_OR_FOLDER")
-    source, tokenizer = find_folder(config.model), load_tokenizer(config.model)
-    check_whole(source)
-    config = settled(config, source, console)
+    found = find(config.model) if start is None else start.found
+    start = start or start_from(found, config.chat_format)
+    check_whole(found)
     if config.verify == "all" and PartialState().is_main_process:
-        check_manifest(source)
-    chat_format, num_added_tokens = chat_format_to_train(tokenizer, source, config.chat_format)
-    train_rows = encode(train_examples, tokenizer, chat_format, config, split="training", console=console)
+        check_manifest(found.folder)
+    config = settled(config, found.folder, console)
+    train_rows = encode(train_examples, start, config, split="training", console=console)
     valid_rows = None
     if valid_examples:
-        valid_rows = encode(valid_examples, tokenizer, chat_format, config, split="validation", console=console)
-    identity = run_identity(config, source, train_rows, valid_rows)
+        valid_rows = encode(valid_examples, start, config, split="validation", console=console)
+    identity = run_identity(config, found.folder, train_rows, valid_rows)
     unfinished = find_unfinished(config.output_dir, identity, config.allow_changed) if config.resume_training else None
     with explaining_memory_errors():
-        loaded = load_to_train(config, arguments, tokenizer, train_rows, num_added_tokens=num_added_tokens)
+        loaded = load_to_train(config, arguments, start, train_rows)
     if valid_rows is not None:
         check_rows(loaded.model, valid_rows.sequences)
     kernel = agreed(lambda: chosen_kernel(config, loaded.model, train_rows.sequences, unfinished, console))
     return Ready(
         config=config,
         loaded=loaded,
-        chat_format=chat_format,
+        chat_format=start.chat_format,
         train_rows=train_rows,
         valid_rows=valid_rows,
         identity=identity | {"products": kernel},
@@ -328,20 +329,14 @@ def shortened(text: str) -> str:
 
 
 def encode(
-    examples: Sequence[Example],
-    tokenizer: "PreTrainedTokenizerBase",
-    chat_format: ChatFormat,
-    config: TrainConfig,
-    *,
-    split: str,
-    console: Console,
+    examples: Sequence[Example], start: Start, config: TrainConfig, *, split: str, console: Console
 ) -> EncodeResult:
     """Turn examples into token sequences and say how many were cut or dropped.
 
     Raises:
         UserError: if no row is left.
     """
-    result = encode_once(examples, chat_format, tokenizer, max_length_tokens=config.max_length_tokens)
+    result = encode_once(examples, start.chat_format, start.tokenizer, max_length_tokens=config.max_length_tokens)
     if result.num_shortened:
         say(console, "{split!t}: {rows} rows lost their oldest turns to fit", split=split, rows=result.num_shortened)
     if result.dropped:

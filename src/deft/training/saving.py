@@ -13,9 +13,8 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from transformers import Trainer
 
-from deft.errors import UserError
+from deft.errors import UserError, first_line
 from deft.files import remove, sync, sync_folder, write_json
-from deft.hub.files import first_line
 from deft.hub.manifest import write_manifest
 from deft.model.memory import is_out_of_memory
 from deft.model.stops import name_stops

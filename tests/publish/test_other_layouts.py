@@ -1,22 +1,35 @@
-"""Baichuan2-7B written in Llama's layout: the same logits without any code of deft's."""
+"""Baichuan2 written in layouts for other tools: Llama's, and its own with a plain head; the logits stay the same."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from baichuan2_models import differ, logits
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from deft.errors import UserError
+from deft.model.baichuan2.norm_head import DirectionHead
 from deft.model.load import load_model
-from deft.publish import as_llama as module
+from deft.publish import layouts as module
 from deft.publish.export import export
 from deft.testing.tiny import byte_tokenizer, save_tiny, tiny_model
 
 IDS = torch.arange(0, 250, 3)
+
+
+def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=ids[None], use_cache=False).logits[0]  # type: ignore[no-any-return]
+
+
+def differ(first: torch.Tensor, second: torch.Tensor) -> float:
+    return (first - second).abs().max().item()
+
+
+# --- Llama's ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -90,3 +103,36 @@ def test_a_wrong_conversion_never_takes_the_folders_place(
     with pytest.raises(UserError, match="the model in Llama's layout computes other logits"):
         export(seven, tmp_path / "出", to="llama")
     assert not (tmp_path / "出").exists()
+
+
+# --- a plain head ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["baichuan2", "baichuan2_rope"])
+def test_a_tool_without_norm_heads_computes_the_same_logits(architecture: str, tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "百川", architecture, seed=6)  # type: ignore[arg-type]
+    export(base, tmp_path / "出", to="plain_head")
+    head = load_file(tmp_path / "出" / "model.safetensors")["lm_head.weight"]
+    assert differ(head, load_file(base / "model.safetensors")["lm_head.weight"]) > 0.1
+    model = tiny_model(architecture, seed=6)  # type: ignore[arg-type]
+    hidden = model.get_decoder()(input_ids=IDS[None]).last_hidden_state[0]  # type: ignore[operator]
+    assert differ(hidden @ head.T, logits(model, IDS)) < 1e-5
+    written = load_model(tmp_path / "出", device="cpu").model
+    assert differ(logits(written, IDS), logits(model, IDS)) < 1e-5, "normalising again changes nothing"
+    export(tmp_path / "出", tmp_path / "再出", to="plain_head")
+    assert differ(load_file(tmp_path / "再出" / "model.safetensors")["lm_head.weight"], head) < 1e-7
+
+
+def test_a_head_that_is_not_normalised_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = save_tiny(tmp_path / "百川", "baichuan2", seed=6)
+    monkeypatch.setattr(DirectionHead, "effective_weight", lambda head: head.weight)
+    with pytest.raises(UserError, match="the model with a plain head computes other logits"):
+        export(base, tmp_path / "出", to="plain_head")
+    assert not (tmp_path / "出").exists()
+
+
+def test_a_model_without_such_a_head_is_refused(tmp_path: Path) -> None:
+    qwen = save_tiny(tmp_path / "千问", "qwen3")
+    with pytest.raises(UserError, match="only Baichuan2 has a head to normalise") as caught:
+        export(qwen, tmp_path / "出", to="plain_head")
+    assert caught.value.got == "qwen3"
