@@ -10,6 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["COLUMNS"] = "120"
+os.environ["DEFT_LANG"] = "en"  # whatever the locale of the machine
 if "DEFT_CACHE_DIR" not in os.environ:  # workers get that of the process that starts them
     os.environ["DEFT_CACHE_DIR"] = tempfile.mkdtemp(prefix="deft-tests-")
     atexit.register(shutil.rmtree, os.environ["DEFT_CACHE_DIR"], ignore_errors=True)
