@@ -10,7 +10,7 @@ from cyclopts.validators import Number
 
 from deft.commands.rows import read
 from deft.errors import UserError
-from deft.language.catalogue import spoken
+from deft.language.catalogue import spoken, translated, worded
 from deft.model.size import num_positions
 from deft.screen import console, say
 
@@ -183,12 +183,13 @@ def audit(
     screen.print(audit_table(result, spoken()))
     for warning in result.warnings:
         say(screen, "[yellow]note:[/] {warning}", warning=warning, fold=True)
-    reasons = list(result.stop_reasons)
+    reasons = [translated(reason) for reason in result.stop_reasons]
     if held_out is not None and (shared := leaks(examples, read([held_out], **reading))):
-        reasons.append(f"{len(shared)} rows of {held_out} also occur in {folder}; the first: {shared[0].source}")
+        what = "{number} rows of {held_out} also occur in {folder}; the first: {first}"
+        reasons.append(worded(what, number=len(shared), held_out=held_out, folder=folder, first=shared[0].source))
     if reasons:
         fix = f"fix these rows or remove them; to look at some: deft data show {shlex.quote(str(folder))}"
         raise UserError(
-            "training on this would be pointless or wrong", got="; ".join(reasons), where=str(folder), fix=fix
+            "training on this would be pointless or wrong", got=worded("; ").join(reasons), where=str(folder), fix=fix
         )
     say(screen, "[green]✓[/] nothing speaks against training on this")

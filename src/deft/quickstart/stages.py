@@ -24,6 +24,7 @@ from deft.hub.cache import is_present
 from deft.hub.find import FoundModel
 from deft.hub.known import find_known, format_parameters
 from deft.hub.pull import pull
+from deft.language.catalogue import translated, worded
 from deft.losses import RowLoss, read_rows_kept
 from deft.model.start import Start, start_from
 from deft.prompt.encode import encode_example, encode_examples
@@ -142,7 +143,8 @@ def show_data(rows: Rows, chat_format: "ChatFormat", plan: Plan, tell: Narrator)
         )
     if result.stop_reasons:
         fault = "training on this would be pointless or wrong"
-        raise UserError(fault, got="; ".join(result.stop_reasons), fix=f"deft data audit {plan.config.train[0]}")
+        reasons = [translated(reason) for reason in result.stop_reasons]
+        raise UserError(fault, got=worded("; ").join(reasons), fix=f"deft data audit {plan.config.train[0]}")
     tell.say("no_leak", style="green", held_out=len(held_out))
 
 
