@@ -21,7 +21,7 @@ from deft.report.charts import COLOURS, abilities_chart, losses_chart, plain_tex
 from deft.report.page import report_html, write_report
 from deft.report.results import ReplyPair, Results, from_json, to_json
 from deft.report.tables import changes_table
-from deft.report.texts import TERMINAL_TEXTS, TEXTS
+from deft.report.texts import CHART_TEXTS, ENDING_TEXTS, TERMINAL_TEXTS, TEXTS
 from deft.report.values import abilities_clear, in_order, readable_time, shown_value
 from deft.training.record import draw_losses
 
@@ -172,6 +172,28 @@ def test_replies_are_text_and_control_characters_are_shown() -> None:
     assert "训练前–" in page.text  # an empty reply
 
 
+def test_nothing_of_others_drives_the_screen_or_breaks_the_page(tmp_path: Path) -> None:
+    """Names, prompts, verdicts and settings come from files of others; spaces and joined emoji are texts as others."""
+    name, pair = (
+        "历\x1b[31m史\u202e\ud800\ufffe",
+        ReplyPair(prompt="问\x00\u202e：\u3000👩\u200d💻", before="\ud800", after="答"),
+    )
+    named = {name: changes()["biology"], "all": changes()["all"]}
+    write_report(tmp_path, results(changes=named, replies=(pair,), settings={"名\x07": "\x1b[2J值"}), "zh")
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202e\ufffe]", html)
+    page = Page(html)
+    assert page.cells[1][0] == "历\\x1b[31m史\\u202e\\ud800\\ufffe"
+    assert "问\\x00\\u202e：\u3000👩\u200d💻" in page.text
+    assert "名\\x07\\x1b[2J值" in page.text
+    assert not [line for line in printed(named, "zh") if "\x1b" in line]
+
+
+def test_a_name_that_is_a_colour_stays_a_name() -> None:
+    html = report_html(results(changes={COLOURS["better"]: changes()["biology"], "all": changes()["all"]}), "zh")
+    assert f">{COLOURS['better']}</text>" in html
+
+
 def test_no_path_of_the_machine_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert shown_value(tmp_path / "数据" / "full") == "数据/full"
@@ -193,6 +215,9 @@ def test_both_languages_say_the_same_things() -> None:
             assert re.search(r"[一-鿿]", TEXTS["zh"][name]), name
             assert not re.search(r"[一-鿿]", text), name
     assert TERMINAL_TEXTS["en"].keys() == TERMINAL_TEXTS["zh"].keys() <= TEXTS["en"].keys()
+    for both in (ENDING_TEXTS, CHART_TEXTS):
+        fields = [{name: set(re.findall(r"\{(\w+)", text)) for name, text in both[lang].items()} for lang in both]
+        assert fields[0] == fields[1]
 
 
 def test_the_chart_places_points_where_the_losses_are() -> None:
@@ -335,6 +360,17 @@ def test_thousands_of_abilities_still_make_a_picture(tmp_path: Path) -> None:
     with plain_text():
         labels = [label.get_text() for label in abilities_chart(many, title="很多").axes[0].get_yticklabels()]
     assert sorted(labels) == sorted([*(f"能力{n}" for n in range(1960, 2000)), "all rows"])
+
+
+@pytest.mark.parametrize("name", ["生物", "长" * 3000, "x" * 3000])
+def test_a_chart_keeps_room_for_its_points_and_its_texts(name: str) -> None:
+    with plain_text():
+        figure = abilities_chart({name: changes()["biology"], "all": changes()["all"]})
+        figure.draw_without_rendering()
+        assert figure.axes[0].get_window_extent().width > 2 * figure.dpi, "inches"
+        texts = [*figure.axes[0].get_yticklabels(), *figure.axes[0].texts, *figure.legends[0].get_texts()]
+        for box in [text.get_window_extent() for text in texts]:
+            assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
 
 
 @pytest.mark.parametrize("loss", [0.0, 2.0, 1e-12, 1e6])

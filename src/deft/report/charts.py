@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from rich.cells import cell_len
+
 from deft.errors import shorten
 from deft.files import written_whole
 from deft.intervals import Change
@@ -41,6 +43,10 @@ MOST_CHARACTERS = 40
 """Of a name in a chart."""
 MOST_NAMES = 40
 """In one chart: more cannot be told apart, and thousands are larger than a picture may be."""
+WIDTH = 5.4
+"""Of a chart in inches: its text of 9 points is read on the width of a phone, and is not loud on that of a desk."""
+NAME_CELLS = 16
+"""Of a name, for which a chart of that width has room; longer ones widen it."""
 COLOURS = {
     "ink": "#1c1917",
     "soft": "#57534e",
@@ -51,7 +57,7 @@ COLOURS = {
     "unclear": "#78716c",
 }
 """The variables of the page's style sheet, and their values on a light page, in which a PNG is drawn."""
-LINES = ("#0f766e", "#c2410c", "#1d4ed8", "#a16207", "#7e22ce", "#be185d", "#0369a1", "#4d7c0f", "#9f1239", "#57534e")
+LINES = ("#0f766e", "#c2410c", "#1d4ed8", "#a16207", "#7e22ce", "#be185d", "#0369a1", "#4d7c0f", "#9f1239", "#0891b2")
 """Of several curves in one chart: each keeps its contrast on a light and on a dark page."""
 FONT = re.compile(r"font: (?:(bold|\d{3}) )?([\d.]+px) [^;]+")
 SVG = "{http://www.w3.org/2000/svg}"
@@ -72,29 +78,31 @@ def abilities_chart(changes: Mapping[str, Change], lang: Lang = "en", *, title: 
 
     most = sorted((name for name in changes if name != OVERALL), key=lambda name: -changes[name].num_rows)
     names = [name for name in drawable(changes) if name == OVERALL or name in most[:MOST_NAMES]]
-    figure = Figure(figsize=(8, 1.3 + 0.36 * len(names)), layout="constrained")
+    shown = [shown_name(ability_name(name, lang)) for name in names]
+    beyond = max([cell_len(name) - NAME_CELLS for name in shown if cell_len(name) > NAME_CELLS], default=0)
+    figure = Figure(figsize=(WIDTH + 0.08 * beyond, 1.2 + 0.26 * len(names)), layout="constrained")
     axes = framed(figure)
     for place, name in enumerate(names):
         draw_change(axes, changes[name], place, lang, strong=name == OVERALL)
-    axes.set_yticks(range(len(names)), [shown_name(ability_name(name, lang)) for name in names])
+    axes.set_yticks(range(len(names)), shown)
     axes.get_yticklabels()[-1].set_fontweight("bold")
     if len(names) > 1:
         axes.axhline(len(names) - 1.5, color=COLOURS["faint"], linewidth=1)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(left=0)
-    axes.set_xlabel(TEXTS[lang]["axis"], color=COLOURS["soft"])
+    axes.set_xlabel(TEXTS[lang]["axis"], color=COLOURS["soft"], fontsize=9)
     axes.grid(axis="x", color=COLOURS["faint"])
     axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", labelcolor=COLOURS["ink"], labelsize=10)
+    axes.tick_params(axis="y", labelcolor=COLOURS["ink"], labelsize=9.5)
     if title:
         axes.set_title(title, loc="left", fontsize=11, color=COLOURS["ink"])
-    dot: dict[str, Any] = {"marker": "o", "color": COLOURS["soft"], "linestyle": ""}
+    dot: dict[str, Any] = {"marker": "o", "color": COLOURS["soft"], "linestyle": "", "markeredgewidth": 1.5}
     handles = [
         Line2D([], [], markerfacecolor=COLOURS["paper"], label=TEXTS[lang]["before"], **dot),
         Line2D([], [], label=TEXTS[lang]["after"], **dot),
         Patch(color=COLOURS["soft"], alpha=0.25, linewidth=0, label=CHART_TEXTS[lang]["interval"]),
     ]
-    figure.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False, labelcolor=COLOURS["soft"])
+    figure.legend(handles=handles, ncols=3, **legend_below(COLOURS["soft"]))
     return figure
 
 
@@ -106,13 +114,14 @@ def draw_change(axes: "Axes", change: Change, place: int, lang: Lang, *, strong:
         ends = (change.before + change.low, change.before + change.high)
         axes.plot(ends, (place, place), color=colour, alpha=0.25, linewidth=8, solid_capstyle="butt")
     axes.plot((change.before, change.after), (place, place), color=colour, linewidth=1.5)
-    axes.plot(change.before, place, "o", color=colour, markerfacecolor=COLOURS["paper"], markersize=7)
-    axes.plot(change.after, place, "o", color=colour, markersize=7)
+    axes.plot(change.before, place, "o", color=colour, markerfacecolor=COLOURS["paper"], markeredgewidth=1.5)
+    axes.plot(change.after, place, "o", color=colour, markeredgewidth=1.5)
     if math.isfinite(change.relative_percent):
         text = percent(change.relative_percent, lang)
         weight = "bold" if strong else "normal"
-        where: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center", "color": colour}
-        axes.annotate(text, (1.01, place), fontweight=weight, **where)
+        where: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        look: dict[str, Any] = {"ha": "right", "va": "center_baseline", "color": colour, "fontsize": 9.5}
+        axes.annotate(text, (1, place), (56, 0), fontweight=weight, **where, **look)
 
 
 def losses_chart(
@@ -130,7 +139,7 @@ def losses_chart(
     from matplotlib.ticker import MaxNLocator
 
     texts = CHART_TEXTS[lang]
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    figure = Figure(figsize=(8, 3.2) if by_ability else (WIDTH, 2.6), layout="constrained")
     axes = framed(figure)
     if points := finite(training):
         axes.plot(*zip(*points, strict=True), color=COLOURS["soft"], linewidth=1.2, label=texts["training"])
@@ -142,13 +151,15 @@ def losses_chart(
     if points := finite(validation):
         strong: dict[str, Any] = {"color": COLOURS["ink"], "marker": "o", "linewidth": 1.8 if by_ability else 0}
         axes.plot(*zip(*points, strict=True), label=texts["validation"], **strong)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel(TEXTS[lang]["step"], color=COLOURS["soft"])
-    axes.set_ylabel(texts["loss"], color=COLOURS["soft"])
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+    axes.set_xlabel(TEXTS[lang]["step"], color=COLOURS["soft"], fontsize=9)
+    axes.set_ylabel(texts["loss"], color=COLOURS["soft"], fontsize=9)
     axes.grid(axis="y", color=COLOURS["faint"])
-    if axes.lines:
-        beside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if by_ability else {}
-        axes.legend(frameon=False, fontsize=9, labelcolor=COLOURS["ink"], **beside)
+    if axes.lines and by_ability:
+        axes.legend(frameon=False, fontsize=9, labelcolor=COLOURS["ink"], loc="center left", bbox_to_anchor=(1.0, 0.5))
+    elif axes.lines:
+        figure.legend(ncols=2, **legend_below(COLOURS["soft"]))
     return figure
 
 
@@ -161,6 +172,12 @@ def framed(figure: "Figure") -> "Axes":
     axes.tick_params(length=0, labelcolor=COLOURS["soft"], labelsize=9)
     axes.patch.set_visible(False)
     return axes
+
+
+def legend_below(colour: str) -> dict[str, Any]:
+    """Return the settings of a legend in one line under a chart, where no curve runs through it."""
+    close = {"handlelength": 1.2, "handletextpad": 0.5, "columnspacing": 1.4, "borderpad": 0.1}
+    return {"loc": "outside lower left", "frameon": False, "fontsize": 8.5, "labelcolor": colour, **close}
 
 
 def finite(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -198,7 +215,7 @@ def plain_text() -> Iterator[None]:
 def save_png(figure: "Figure", path: Path) -> None:
     """Write a chart as a PNG file, whole or not at all; `plain_text` is still open."""
     with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png", facecolor=COLOURS["paper"])
+        figure.savefig(temporary, dpi=220, format="png", facecolor=COLOURS["paper"])
 
 
 def svg_element(figure: "Figure", *, label: str) -> str:
@@ -217,30 +234,28 @@ def svg_element(figure: "Figure", *, label: str) -> str:
     chart = ElementTree.Element("svg", {"class": "chart", "viewBox": drawn.get("viewBox", ""), "role": "img"})
     chart.set("aria-label", label)
     chart.extend(shape for part in drawn for shape in plain_shapes(part, marks))
-    written = ElementTree.tostring(chart, encoding="unicode")
-    for name, colour in COLOURS.items():
-        written = written.replace(colour, f"var(--{name})")
-    return written
+    return ElementTree.tostring(chart, encoding="unicode")
 
 
 def plain_shapes(
     element: ElementTree.Element, marks: Mapping[str, ElementTree.Element]
 ) -> Iterator[ElementTree.Element]:
-    """Yield an element of matplotlib's SVG without names and references; definitions and empty groups are left out."""
+    """Yield an element of matplotlib's SVG without names and references, in the colours and fonts of the page.
+
+    Definitions and empty groups are left out.
+    """
     kind = element.tag.removeprefix(SVG)
     if kind in ("defs", "metadata", "style"):
         return
     if kind == "use":
         mark = marks[element.get(REFERENCE, "")]
         place = f"translate({element.get('x', '0')} {element.get('y', '0')})"
-        style = ";".join(filter(None, (mark.get("style"), element.get("style"))))
+        style = page_style(";".join(filter(None, (mark.get("style"), element.get("style")))))
         yield ElementTree.Element("path", {"d": mark.get("d", ""), "transform": place, "style": style})
         return
     kept = {name: value for name, value in element.attrib.items() if name not in ("id", "clip-path")}
     if "style" in kept:
-        kept["style"] = FONT.sub(
-            lambda font: f"font-weight: {font[1] or 'normal'}; font-size: {font[2]}", kept["style"]
-        )
+        kept["style"] = page_style(kept["style"])
     copy = ElementTree.Element(kind, kept)
     copy.text = element.text and element.text.strip()
     copy.extend(shape for part in element for shape in plain_shapes(part, marks))
@@ -248,6 +263,8 @@ def plain_shapes(
         yield copy
 
 
-def plain_font(found: re.Match[str]) -> str:
-    """Return the weight and size of a font, and leave its family to the page."""
-    return f"font-weight: {found[1] or 'normal'}; font-size: {found[2]}"
+def page_style(style: str) -> str:
+    """Return the style of a shape with the page's variables as colours, and the family of fonts left to the page."""
+    for name, colour in COLOURS.items():
+        style = style.replace(colour, f"var(--{name})")
+    return FONT.sub(lambda font: f"font-weight: {font[1] or 'normal'}; font-size: {font[2]}", style)

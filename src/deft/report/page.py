@@ -11,7 +11,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from deft.errors import visible
 from deft.files import write_text
 from deft.intervals import Change
 from deft.losses import OVERALL
@@ -96,21 +95,21 @@ def table_row(ability: str, change: Change, lang: Lang) -> dict[str, Any]:
     """Return the figures of an ability as its row of the table shows them."""
     verdict = verdict_of(change)
     between = f"{signed(change.relative_low)} … {percent(change.relative_high, lang)}" if verdict != "unknown" else "–"
-    figures = (f"{change.num_rows:,}", f"{change.before:.3f}", f"{change.after:.3f}")
+    losses = (f"{change.before:.3f}", f"{change.after:.3f}")
+    figures = (f"{change.num_rows:,}", *losses, percent(change.relative_percent, lang), between)
     return {
-        "cells": (ability_name(ability, lang), *figures, percent(change.relative_percent, lang), between),
-        "verdict": TEXTS[lang][verdict],
+        "cells": (ability_name(ability, lang), *figures, TEXTS[lang][verdict]),
         "tone": "unclear" if verdict == "unknown" else verdict,
         "is_total": ability == OVERALL,
     }
 
 
 def shown_pair(pair: ReplyPair, texts: Mapping[str, str]) -> dict[str, Any]:
-    """Return a prompt with its two replies, control characters as escapes."""
+    """Return a prompt with the replies before and after."""
     replies = (("before", pair.before, pair.before_verdict), ("after", pair.after, pair.after_verdict))
     return {
         "prompt": pair.prompt,
-        "replies": [(texts[when], visible(reply.strip(), keep="\n"), verdict) for when, reply, verdict in replies],
+        "replies": [(texts[when], reply.strip(), verdict) for when, reply, verdict in replies],
     }
 
 

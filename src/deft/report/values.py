@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from deft.errors import visible
 from deft.intervals import Change
 from deft.losses import OVERALL
 from deft.report.texts import ABILITIES_CLEAR, ABILITY_NAMES, UNITS, Lang
@@ -16,8 +17,8 @@ def percent(value: float, lang: Lang) -> str:
 
 
 def ability_name(ability: str, lang: Lang) -> str:
-    """Return the name under which an ability is shown."""
-    return ABILITY_NAMES[lang].get(ability, ability.replace("_", " "))
+    """Return the name under which an ability is shown, in one line, control characters as escapes."""
+    return ABILITY_NAMES[lang].get(ability) or visible(ability.replace("_", " "))
 
 
 def verdict_of(change: Change) -> str:
