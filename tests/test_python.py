@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 import deft
-from deft.data.shipped import LANGUAGES, SPLITS, shipped_rows
+from deft.data.shipped import SPLITS, shipped_rows
+from deft.language.choose import LANGUAGES
 from deft.testing.tiny import save_tiny
 
 ROOT = Path(__file__).parents[1]

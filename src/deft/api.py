@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from deft.data.audit import Audit
 from deft.data.audit import audit as audit_encoded
-from deft.model.size import num_positions
+from deft.model.size import reach
 from deft.model.start import start_from
 from deft.prompt.encode import encode_example
 from deft.screen import console as terminal
@@ -37,7 +37,7 @@ def audit(examples: Sequence[Example], *, model: str | Path, max_length_tokens: 
         UserError: if the model is not found, or its chat format cannot be masked exactly.
     """
     start = start_from(model)
-    limit = min(max_length_tokens, num_positions(start.found.folder) or max_length_tokens)
+    limit = reach(start.found.folder, max_length_tokens)
     return audit_encoded(
         examples,
         encode=lambda row: encode_example(row, start.chat_format, max_length_tokens=limit),

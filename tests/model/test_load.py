@@ -23,17 +23,7 @@ TEXT = "今天天气很好，hello!"
 IDS = torch.tensor([byte_tokenizer().encode(TEXT)])
 
 
-@pytest.fixture(autouse=True)
-def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in an empty folder, with an empty hub cache and no network."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DEFT_MODELS_DIR", raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", no_network)
-
-
-def no_network(*_: object, **__: object) -> object:
-    raise ConnectionError("Name or service not known")
+pytestmark = pytest.mark.usefixtures("away")
 
 
 @pytest.fixture

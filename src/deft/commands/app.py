@@ -14,7 +14,7 @@ from cyclopts.exceptions import CycloptsError
 from deft import __version__
 from deft.commands.exits import run_or_explain
 from deft.errors import visible
-from deft.language.catalogue import speak, spoken, translated
+from deft.language.catalogue import speak, translated
 from deft.language.choose import choose_language
 from deft.registry import resolve
 from deft.screen import console
@@ -101,7 +101,7 @@ def run(tokens: Sequence[str]) -> None:
     """
     language, rest = choose_language(without_hub(tokens), os.environ)
     speak(language)
-    if spoken() == "en":
+    if language == "en":
         app.help_formatter = None
     else:
         from deft.commands.help import TranslatedHelp

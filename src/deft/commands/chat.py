@@ -6,10 +6,9 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from deft.commands.flags import AT_LEAST_1
 from deft.screen import console
 from deft.serve.defaults import TEMPERATURE
-
-AT_LEAST_1 = Parameter(validator=Number(gte=1))
 
 
 def chat(

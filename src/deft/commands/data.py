@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
-from cyclopts.validators import Number
 
+from deft.commands.flags import AT_LEAST_1
 from deft.commands.rows import read
 from deft.errors import UserError
 from deft.language.catalogue import spoken, translated, worded
@@ -16,8 +16,6 @@ from deft.screen import console, say
 
 if TYPE_CHECKING:
     from deft.types import Example, TokenSequence
-
-AT_LEAST_1 = Parameter(validator=Number(gte=1))
 
 app = App(
     name="data",

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
-from cyclopts.validators import Number
 
 from deft.commands.exits import INTERRUPTED
+from deft.commands.flags import AT_LEAST_1
 from deft.commands.rows import read_configured
 from deft.errors import UserError
 from deft.language.catalogue import spoken
@@ -15,10 +15,8 @@ from deft.screen import console, say
 from deft.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from deft.report.texts import Lang
+    from deft.language.choose import Lang
     from deft.training.run import TrainResult
-
-AT_LEAST_1 = Parameter(validator=Number(gte=1))
 
 
 def train(

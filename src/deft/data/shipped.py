@@ -6,7 +6,8 @@ In the repository `examples/abilities` is a link to the same rows.
 from importlib import resources
 from pathlib import Path
 
-LANGUAGES = ("en", "zh")
+from deft.language.choose import LANGUAGES
+
 SPLITS = ("full", "valid", "test")
 
 

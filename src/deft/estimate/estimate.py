@@ -1,7 +1,7 @@
 """What a run will take, before it starts: its rows and steps, its time on this machine, its memory on any.
 
 In: the settings, a model's configuration, the encoded rows. Out: an `Estimate`. No weights are loaded and nothing is
-written. `dryrun` prints it.
+written. `dry_run` prints it.
 """
 
 import copy

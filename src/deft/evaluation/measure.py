@@ -15,7 +15,7 @@ from deft.hub.find import find
 from deft.intervals import MeanLoss, mean_losses
 from deft.losses import RowLoss
 from deft.model.load import load_model
-from deft.model.size import num_positions
+from deft.model.size import reach
 from deft.model.start import Start, start_from
 from deft.model.vocabulary import make_room
 from deft.prompt.encode import encode_examples
@@ -65,7 +65,7 @@ def evaluate_loss(
     """
     start = start_from(find(model))
     loaded = load_to_measure(start, dtype=dtype, device=device)
-    limit = min(max_length_tokens, num_positions(loaded.path) or max_length_tokens)
+    limit = reach(loaded.path, max_length_tokens)
     encoded = encode_examples(examples, start.chat_format, max_length_tokens=limit)
     if not encoded.sequences:
         got = f"{len(encoded.dropped)} of {len(examples)} examples dropped"

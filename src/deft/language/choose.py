@@ -22,18 +22,14 @@ def choose_language(tokens: Sequence[str], environment: Mapping[str, str]) -> tu
         UserError: if the command line or `DEFT_LANG` names a language that deft does not speak, or names none.
     """
     asked, rest = without_flag(tokens)
+    source, fix = f"{FLAG} {asked}".rstrip(), "--lang en or --lang zh"
     if asked is None:
         asked = environment.get(VARIABLE) or None
-        source = f"{VARIABLE}={asked}"
-    else:
-        source = f"{FLAG} {asked}".rstrip()
+        source, fix = f"{VARIABLE}={asked}", "DEFT_LANG is en or zh; unset it to leave it open"
     if asked is not None:
         for language in LANGUAGES:
             if asked == language:
                 return language, rest
-        fix = (
-            "--lang en or --lang zh" if source.startswith(FLAG) else "DEFT_LANG is en or zh; unset it to leave it open"
-        )
         raise UserError("deft does not speak this language", got=source, fix=fix)
     locale = next((environment[name] for name in LOCALE if environment.get(name)), "")
     return ("zh" if locale.lower().startswith("zh") else "en"), rest

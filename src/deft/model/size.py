@@ -84,6 +84,11 @@ def num_positions(folder: Path) -> int | None:
     return found
 
 
+def reach(folder: Path, max_length_tokens: int) -> int:
+    """Return how long a row may be on a model: `max_length_tokens`, or less where its positions end before."""
+    return min(max_length_tokens, num_positions(folder) or max_length_tokens)
+
+
 def rope_kind(scaling: dict[str, Any]) -> Any:
     """Return the kind of scaling that a configuration names, in the new way or in the old."""
     return scaling.get("rope_type", scaling.get("type"))

@@ -17,6 +17,7 @@ from deft.hub.cache import is_present
 from deft.hub.find import FoundModel, find
 from deft.hub.known import find_known
 from deft.intervals import paired_changes
+from deft.language.choose import Lang
 from deft.locks import place_held
 from deft.model.start import start_from
 from deft.quickstart.narrator import Narrator
@@ -37,7 +38,7 @@ from deft.quickstart.stages import (
 )
 from deft.report.results import ReplyPair
 from deft.report.tables import changes_table
-from deft.report.texts import QUICKSTART_TEXTS, Lang
+from deft.report.texts import QUICKSTART_TEXTS
 from deft.screen import say
 from deft.training.config import TrainConfig
 

@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from deft.report.texts import QUICKSTART_TEXTS, Lang
+from deft.language.choose import Lang
+from deft.report.texts import QUICKSTART_TEXTS
 from deft.screen import say, styled
 
 NUM_STAGES = 6

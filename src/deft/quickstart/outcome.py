@@ -17,6 +17,7 @@ from deft.errors import visible
 from deft.files import read_object, remove, write_json
 from deft.fingerprint import fingerprint
 from deft.intervals import Change
+from deft.language.choose import Lang
 from deft.losses import write_rows
 from deft.quickstart.narrator import Narrator
 from deft.quickstart.plan import FILE_NAME, Plan, repeating_flags
@@ -25,7 +26,7 @@ from deft.quickstart.stages import Before, warn_of_language
 from deft.report.page import write_report
 from deft.report.results import ReplyPair, Results, from_json, to_json
 from deft.report.tables import changes_table
-from deft.report.texts import ENDING_TEXTS, QUICKSTART_TEXTS, Lang
+from deft.report.texts import ENDING_TEXTS, QUICKSTART_TEXTS
 from deft.report.values import readable_time, shown_value
 from deft.screen import say
 from deft.training.outcome import CHAT_PAGE, best_of, collect, say_files, say_next, say_result, write_outcome

@@ -16,8 +16,8 @@ from deft.data.files import find_files
 from deft.files import read_object
 from deft.fingerprint import fingerprint, folder_fingerprint
 from deft.hub.known import find_known
+from deft.language.choose import Lang
 from deft.quickstart.prompts import PROMPTS
-from deft.report.texts import Lang
 from deft.training.config import TrainConfig
 
 FILE_NAME = "quickstart.json"

@@ -25,13 +25,13 @@ from deft.hub.find import FoundModel
 from deft.hub.known import find_known, format_parameters
 from deft.hub.pull import pull
 from deft.language.catalogue import translated, worded
+from deft.language.choose import Lang
 from deft.losses import RowLoss, read_rows_kept
 from deft.model.start import Start, start_from
 from deft.prompt.encode import encode_example, encode_examples
 from deft.quickstart.narrator import Narrator, row_bar
 from deft.quickstart.plan import CHINESE_MODEL, TUNED, Plan, find_run, knows_language, newest_unfinished
 from deft.quickstart.prompts import PROMPTS
-from deft.report.texts import Lang
 from deft.report.values import shown_value
 from deft.screen import say
 from deft.types import Example, Message

@@ -20,9 +20,10 @@ from rich.cells import cell_len
 from deft.errors import shorten
 from deft.files import written_whole
 from deft.intervals import Change
+from deft.language.choose import Lang
 from deft.losses import OVERALL
-from deft.report.texts import CHART_TEXTS, TEXTS, Lang
-from deft.report.values import ability_name, drawable, percent, verdict_of
+from deft.report.texts import CHART_TEXTS, TEXTS
+from deft.report.values import ability_name, drawable, percent, tone_of, verdict_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,9 +109,8 @@ def abilities_chart(changes: Mapping[str, Change], lang: Lang = "en", *, title: 
 
 def draw_change(axes: "Axes", change: Change, place: int, lang: Lang, *, strong: bool) -> None:
     """Draw one ability in its row: the interval, laid from the point before; both losses; the change in percent."""
-    verdict = verdict_of(change)
-    colour = COLOURS["unclear" if verdict == "unknown" else verdict]
-    if verdict != "unknown":
+    colour = COLOURS[tone_of(change)]
+    if verdict_of(change) != "unknown":
         ends = (change.before + change.low, change.before + change.high)
         axes.plot(ends, (place, place), color=colour, alpha=0.25, linewidth=8, solid_capstyle="butt")
     axes.plot((change.before, change.after), (place, place), color=colour, linewidth=1.5)

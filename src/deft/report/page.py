@@ -13,11 +13,12 @@ from markupsafe import Markup
 
 from deft.files import write_text
 from deft.intervals import Change
+from deft.language.choose import Lang
 from deft.losses import OVERALL
 from deft.report.charts import abilities_chart, finite, losses_chart, plain_text, svg_element
 from deft.report.render import filled, render
 from deft.report.results import ReplyPair, Results
-from deft.report.texts import ENDING_TEXTS, TEXTS, Lang
+from deft.report.texts import ENDING_TEXTS, TEXTS
 from deft.report.values import (
     abilities_clear,
     ability_name,
@@ -26,6 +27,7 @@ from deft.report.values import (
     readable_time,
     shown_value,
     signed,
+    tone_of,
     verdict_of,
 )
 
@@ -99,7 +101,7 @@ def table_row(ability: str, change: Change, lang: Lang) -> dict[str, Any]:
     figures = (f"{change.num_rows:,}", *losses, percent(change.relative_percent, lang), between)
     return {
         "cells": (ability_name(ability, lang), *figures, TEXTS[lang][verdict]),
-        "tone": "unclear" if verdict == "unknown" else verdict,
+        "tone": tone_of(change),
         "is_total": ability == OVERALL,
     }
 

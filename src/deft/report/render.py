@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from deft.errors import visible
+from deft.report.charts import COLOURS
 
 KEPT = "\n\t\u00a0\u3000\u200c\u200d"
 """Characters that do not print and yet belong to texts: line ends, spaces, and what joins emoji and letters."""
@@ -29,6 +30,9 @@ ENVIRONMENT = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+
+
+ENVIRONMENT.globals["colours"] = COLOURS
 
 
 def render(template: str, *, texts: Mapping[str, str], **values: Any) -> str:

@@ -7,11 +7,11 @@ from rich.table import Table
 from rich.text import Text
 
 from deft.intervals import Change
+from deft.language.choose import Lang
 from deft.losses import OVERALL
-from deft.report.texts import TERMINAL_TEXTS, TEXTS, Lang
-from deft.report.values import ability_name, in_order, percent, signed, verdict_of
-
-STYLES = {"better": "#0f766e", "worse": "#c2410c", "unclear": "#78716c", "unknown": "#78716c"}
+from deft.report.charts import COLOURS
+from deft.report.texts import TERMINAL_TEXTS, TEXTS
+from deft.report.values import ability_name, in_order, percent, signed, tone_of, verdict_of
 
 
 def changes_table(changes: Mapping[str, Change], lang: Lang) -> Table:
@@ -32,7 +32,7 @@ def changes_table(changes: Mapping[str, Change], lang: Lang) -> Table:
     for ability, line in lines.items():
         verdict = verdict_of(changes[ability])
         style = "bold" if ability == OVERALL else None
-        mark = Text(texts[verdict], style=STYLES[verdict])
+        mark = Text(texts[verdict], style=COLOURS[tone_of(changes[ability])])
         result.add_row(Text(ability_name(ability, lang)), *line, mark, style=style)
     return result
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from deft.errors import visible
 from deft.intervals import Change
+from deft.language.choose import Lang
 from deft.losses import OVERALL
-from deft.report.texts import ABILITIES_CLEAR, ABILITY_NAMES, UNITS, Lang
+from deft.report.texts import ABILITIES_CLEAR, ABILITY_NAMES, UNITS
 
 
 def percent(value: float, lang: Lang) -> str:
@@ -28,6 +29,12 @@ def verdict_of(change: Change) -> str:
     if not change.is_clear:
         return "unclear"
     return "better" if change.difference < 0 else "worse"
+
+
+def tone_of(change: Change) -> str:
+    """Return the name of the colour in which a change is shown: `better`, `worse` or `unclear`."""
+    verdict = verdict_of(change)
+    return "unclear" if verdict == "unknown" else verdict
 
 
 def shown_value(value: Any) -> str:

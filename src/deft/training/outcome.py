@@ -16,12 +16,13 @@ from rich.padding import Padding
 from deft.files import read_object
 from deft.fingerprint import versions
 from deft.intervals import Change, paired_changes
+from deft.language.choose import Lang
 from deft.losses import NO_ABILITY, OVERALL, RowLoss
 from deft.report.charts import abilities_chart, plain_text, save_png
 from deft.report.page import was_chosen, write_report
 from deft.report.results import ReplyPair, Results
 from deft.report.tables import changes_table
-from deft.report.texts import ENDING_TEXTS, Lang
+from deft.report.texts import ENDING_TEXTS
 from deft.report.values import abilities_clear, percent, readable_time, shown_value
 from deft.screen import say
 from deft.training.checkpoint import checkpoint_step

@@ -1,10 +1,6 @@
 """All that deft says in reports, tables, charts and at the end of a run: one file a language, with the same keys."""
 
-from typing import Literal
-
 from deft.report.texts import en, zh
-
-Lang = Literal["en", "zh"]
 
 UNITS = {"en": en.UNIT, "zh": zh.UNIT}
 ABILITIES_CLEAR = {"en": en.ABILITIES_CLEAR, "zh": zh.ABILITIES_CLEAR}
