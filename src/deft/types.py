@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,63 +12,128 @@ from numpy.typing import NDArray
 
 from deft.errors import UserError
 
-Role = Literal["system", "user", "assistant"]
-ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+Role = Literal["system", "user", "assistant", "tool"]
+ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 IGNORED_LABEL = -100
 """The label of a token that carries no loss (the convention of PyTorch's cross-entropy)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ToolCall:
+    """A function that an assistant's message calls: its name, and its arguments as the JSON text of one object.
+
+    `id` is what the result refers to, where the row has one.
+    """
+
+    name: str
+    arguments: str
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise UserError("a tool call names no function", got=self.name, fix="give it a name, or leave the row out")
+        try:
+            is_object = isinstance(json.loads(self.arguments), dict)
+        except (ValueError, TypeError, RecursionError) as error:
+            fix = "write the arguments as one JSON object, or leave the row out"
+            what = f"the arguments of the call of {self.name} are not JSON ({error})"
+            raise UserError(what, got=self.arguments, fix=fix) from error
+        if not is_object:
+            what = f"the arguments of the call of {self.name} are no JSON object"
+            raise UserError(what, got=self.arguments, fix="write them as one JSON object, or leave the row out")
+        check_characters(f"the call of {self.name}", self.name + self.arguments + self.id)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Message:
-    """One turn of a conversation; `content` is text with at least one character that is not white space."""
+    """One turn of a conversation.
+
+    `content` is text with at least one character that is not white space; only a tool's result, and a message that
+    calls tools, may have none. An assistant's message may hold the `reasoning` before its content and `tool_calls`
+    after it, and a loss `weight` from 0 (no loss: it stays as context) to 1, or above. A tool's message is the result
+    of a call: `name` is the function's and `call_id` the call's, where the row says so.
+    """
 
     role: Role
     content: str
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    weight: float = 1.0
+    name: str = ""
+    call_id: str = ""
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
-            raise UserError("unknown role", got=self.role, fix="roles are system, user and assistant")
-        if not isinstance(self.content, str):
-            fault = f"the content of the {self.role} message is not text"
-            raise UserError(fault, got=self.content, fix="put the text in quotes, or leave the row out")
-        if not self.content.strip():
+            raise UserError("unknown role", got=self.role, fix="roles are system, user, assistant and tool")
+        for what, text in (("content", self.content), ("reasoning", self.reasoning)):
+            if not isinstance(text, str):
+                fault = f"the {what} of the {self.role} message is not text"
+                raise UserError(fault, got=text, fix="put the text in quotes, or leave the row out")
+        if not self.content.strip() and self.role != "tool" and not self.tool_calls:
             what = "empty reply" if self.role == "assistant" else f"empty {self.role} message"
             raise UserError(what, fix="give it text, or leave the row out")
-        try:
-            self.content.encode("utf-8")
-        except UnicodeEncodeError as error:
-            fault = f"the {self.role} message holds half of a surrogate pair, which is not a character"
-            raise UserError(fault, got=self.content, fix="write the file again as valid UTF-8") from error
+        if self.role != "assistant" and (self.reasoning or self.tool_calls or self.weight != 1):
+            what = f"a {self.role} message has reasoning, tool calls or a loss weight, which only replies have"
+            raise UserError(what, got=self.content, fix="take them out, or leave the row out")
+        if not (isinstance(self.weight, int | float) and math.isfinite(self.weight) and self.weight >= 0):
+            raise UserError("the loss weight of a reply is not a number from 0 on", got=self.weight, fix="write 0 or 1")
+        check_characters(f"the {self.role} message", self.content + self.reasoning)
 
 
-def check_conversation(messages: Sequence[Message], *, ends_with: Role) -> None:
+def check_characters(what: str, text: str) -> None:
+    """Check that a text can be written as UTF-8.
+
+    Raises:
+        UserError: if it holds half of a surrogate pair.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        fault = f"{what} holds half of a surrogate pair, which is not a character"
+        raise UserError(fault, got=text, fix="write the file again as valid UTF-8") from error
+
+
+def check_conversation(messages: Sequence[Message], *, ends_with: Literal["user", "assistant"]) -> None:
     """Check that a conversation is [system], then user and assistant in turn, closed by `ends_with`.
+
+    After a message that calls tools, their results may come before the assistant speaks again; where a conversation
+    has to end with the user, it may end with them.
 
     Raises:
         UserError: naming the first message that is out of place, counted from 1.
     """
     if not messages:
         raise UserError("the conversation has no messages", fix="give it a question and a reply, or leave the row out")
-    turns = messages[1:] if messages[0].role == "system" else messages
-    offset = len(messages) - len(turns)
-    for position, message in enumerate(turns):
-        expected = "user" if position % 2 == 0 else "assistant"
-        if message.role != expected:
+    results_due = 0  # of the calls made last
+    before: Role = "system"
+    for position, message in enumerate(messages, start=1):
+        if position == 1 and message.role == "system":
+            continue
+        expected: Role = "assistant" if before in ("user", "tool") else "user"
+        if message.role == "tool" and results_due:
+            results_due -= 1
+        elif message.role != expected:
             raise UserError(
-                f"message {position + offset + 1} should be from the {expected}",
+                f"message {position} should be from the {expected}",
                 got=f"{message.role}: {message.content}",
-                fix="a system message may come first; after it user and assistant take turns",
+                fix="a system message may come first; after it user and assistant take turns, and results follow calls",
             )
-    if messages[-1].role != ends_with:
+        else:
+            results_due = len(message.tool_calls)
+        before = message.role
+    last = messages[-1].role
+    if last != ends_with and not (last == "tool" and ends_with == "user"):
         fault = f"the last message should be from the {ends_with}"
-        raise UserError(fault, got=messages[-1].role, fix=f"add the {ends_with}'s message, or take the last one out")
+        raise UserError(fault, got=last, fix=f"add the {ends_with}'s message, or take the last one out")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
     """One instruction row: a conversation that ends with the reply to learn, and the ability it teaches.
 
-    `id` is a hash of the messages, so the same conversation has the same id wherever it is stored.
+    `id` is a hash of the messages and tools, so the same conversation has the same id wherever it is stored.
+    `tools` are the functions that the assistant may call, each a JSON object as OpenAI writes it
+    (`{"type": "function", "function": {"name", "description", "parameters"}}`).
     `meta` holds what else the row carried (`question_format`, `choices`, `answer`, …), JSON values only.
     `source` says where it was read: `file:line`.
     """
@@ -77,9 +143,13 @@ class Example:
     ability: str | None = None
     source: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         check_conversation(self.messages, ends_with="assistant")
+        if not any(message.weight for message in self.messages if message.role == "assistant"):
+            fix = "take such rows out, or give a reply the loss weight 1"
+            raise UserError("no reply of the row is to be trained: all are marked so", fix=fix)
 
     @classmethod
     def create(
@@ -89,20 +159,47 @@ class Example:
         ability: str | None = None,
         source: str = "",
         meta: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> "Example":
-        """Make an example, its id computed from its messages.
+        """Make an example, its id computed from its messages and tools.
 
         Raises:
             UserError: if the messages are not a conversation that ends with a reply.
         """
         messages = tuple(messages)
-        return cls(id=content_id(messages), messages=messages, ability=ability, source=source, meta=dict(meta or {}))
+        return cls(
+            id=content_id(messages, tools),
+            messages=messages,
+            ability=ability,
+            source=source,
+            meta=dict(meta or {}),
+            tools=tuple(tools),
+        )
 
 
-def content_id(messages: Sequence[Message]) -> str:
-    """Return 16 hexadecimal digits of the SHA-256 of the messages' roles and contents."""
-    text = json.dumps([[m.role, m.content] for m in messages], ensure_ascii=False, separators=(",", ":"))
+def content_id(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of all that messages and tools hold.
+
+    What few rows have (reasoning, calls, weights, tools) counts only where it is there: a plain conversation has the
+    id that earlier versions gave it.
+    """
+    parts: list[Any] = [[message.role, message.content, *further_parts(message)] for message in messages]
+    text = json.dumps([*parts, {"tools": list(tools)}] if tools else parts, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
+
+
+def further_parts(message: Message) -> list[dict[str, Any]]:
+    """Return what a message holds beside its role and content, as JSON values in one object; an empty list if nothing."""
+    calls = [[call.name, call.arguments, call.id] for call in message.tool_calls]
+    further = {
+        "reasoning": message.reasoning,
+        "tool_calls": calls,
+        "weight": message.weight if message.weight != 1 else None,
+        "name": message.name,
+        "call_id": message.call_id,
+    }
+    found = {name: value for name, value in further.items() if value not in ("", [], None)}
+    return [found] if found else []
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,11 +215,13 @@ class Dropped:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TokenSequence:
-    """An example as a model sees it.
+    """An example as a model sees it, or one reply of an example whose chat template rewrites earlier turns.
 
     `input_ids` and `labels` are int32 `[length]`; a label is the token itself where the token carries loss (or what is
     taught in its place, `ChatFormat.trained_as`) and `IGNORED_LABEL` elsewhere. Labels are not shifted: position t is
-    predicted from position t - 1. `place` tells rows of equal content apart: it counts the rows of a split from 0.
+    predicted from position t - 1. `weights` float32 `[length]` are the loss weights of the tokens, where they are not
+    all 1: the loss is Σ weight · nll / Σ weight. `place` tells rows of equal content apart: it counts the sequences of a
+    split from 0.
     """
 
     id: str
@@ -130,8 +229,11 @@ class TokenSequence:
     labels: NDArray[np.int32]
     ability: str | None = None
     place: int = 0
+    weights: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
+        if self.weights is not None and self.weights.shape != self.labels.shape:
+            raise ValueError(f"weights {self.weights.shape} and labels {self.labels.shape} must be one equal row")
         if self.input_ids.shape != self.labels.shape or self.input_ids.ndim != 1:
             raise ValueError(f"input_ids {self.input_ids.shape} and labels {self.labels.shape} must be one equal row")
         if self.labels[0] != IGNORED_LABEL:
@@ -146,3 +248,11 @@ class TokenSequence:
     def num_supervised(self) -> int:
         """The number of tokens that carry loss."""
         return int((self.labels != IGNORED_LABEL).sum())
+
+    @property
+    def total_weight(self) -> float:
+        """The loss weights of these tokens, added up: their number where all weights are 1."""
+        supervised = self.labels != IGNORED_LABEL
+        return (
+            float(supervised.sum()) if self.weights is None else float(self.weights[supervised].sum(dtype=np.float64))
+        )

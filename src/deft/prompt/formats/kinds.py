@@ -4,7 +4,7 @@ In: a tokenizer and a kind. Out: a `ChatFormat`.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from deft.registry import resolve
 from deft.types import Message
@@ -20,6 +20,17 @@ KINDS = {
     "baichuan_chat": "deft.prompt.formats.baichuan_chat:BaichuanChatFormat",
 }
 """Every kind, and its class: made from a tokenizer, or by `from_dict` from what its `to_dict` returned."""
+
+
+class Encoded(NamedTuple):
+    """One sequence of a conversation: its ids, and for each the weight of its loss, 0 where it carries none."""
+
+    ids: list[int]
+    weights: list[float]
+
+
+Tools = Sequence[Mapping[str, Any]]
+"""The functions that an assistant may call, as `Example.tools`."""
 
 
 class ChatFormat(Protocol):
@@ -45,14 +56,18 @@ class ChatFormat(Protocol):
     def has_system_role(self) -> bool:
         """Whether a system message has its own turn; else it is put in front of the first user message."""
 
-    def render_prompt(self, messages: Sequence[Message]) -> str:
-        """Return the prompt as text; `messages` end with the user."""
+    def render_prompt(self, messages: Sequence[Message], tools: Tools = ()) -> str:
+        """Return the prompt as text; `messages` end with the user, or with results of tools."""
 
-    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Return the ids up to where the assistant's next reply begins; `messages` end with the user."""
+    def encode_prompt(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
+        """Return the ids up to where the assistant's next reply begins; `messages` as for `render_prompt`."""
 
-    def encode_conversation(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
-        """Return the ids of a whole conversation, and which of them carry loss."""
+    def encode_conversation(self, messages: Sequence[Message], tools: Tools = ()) -> list[Encoded]:
+        """Return the sequences that teach the replies of a conversation.
+
+        Each reply to be trained is in one of them, behind the very ids that inference feeds for it. There is one for
+        all replies unless the format writes earlier turns in another way than it served them.
+        """
 
     def to_dict(self) -> dict[str, Any]:
         """Return what the format was made from, as JSON values."""
