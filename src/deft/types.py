@@ -189,7 +189,7 @@ def content_id(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] =
 
 
 def further_parts(message: Message) -> list[dict[str, Any]]:
-    """Return what a message holds beside its role and content, as JSON values in one object; an empty list if nothing."""
+    """Return what a message holds beside its role and content, in one object; an empty list if nothing."""
     calls = [[call.name, call.arguments, call.id] for call in message.tool_calls]
     further = {
         "reasoning": message.reasoning,
@@ -220,8 +220,8 @@ class TokenSequence:
     `input_ids` and `labels` are int32 `[length]`; a label is the token itself where the token carries loss (or what is
     taught in its place, `ChatFormat.trained_as`) and `IGNORED_LABEL` elsewhere. Labels are not shifted: position t is
     predicted from position t - 1. `weights` float32 `[length]` are the loss weights of the tokens, where they are not
-    all 1: the loss is Σ weight · nll / Σ weight. `place` tells rows of equal content apart: it counts the sequences of a
-    split from 0.
+    all 1: the loss is Σ weight · nll / Σ weight. `place` tells rows of equal content apart: it counts the sequences of
+    a split from 0.
     """
 
     id: str
