@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -42,6 +42,10 @@ class ToolCall:
             what = f"the arguments of the call of {self.name} are no JSON object"
             raise UserError(what, got=self.arguments, fix="write them as one JSON object, or leave the row out")
         check_characters(f"the call of {self.name}", self.name + self.arguments + self.id)
+
+    def with_id(self, call_id: str) -> "ToolCall":
+        """Return the same call with another id."""
+        return replace(self, id=call_id)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -111,10 +111,9 @@ def show(
     start = start_from(model)
     screen = console()
     for example in examples[:limit]:
-        sequence = encode_example(example, start.chat_format, max_length_tokens=sys.maxsize)
-        screen.print(
-            paint(example, sequence, painted_pieces(sequence, start.tokenizer), colour=screen.color_system is not None)
-        )
+        for sequence in encode_example(example, start.chat_format, max_length_tokens=sys.maxsize):
+            pieces = painted_pieces(sequence, start.tokenizer)
+            screen.print(paint(example, sequence, pieces, colour=screen.color_system is not None))
 
 
 @app.command
@@ -158,7 +157,7 @@ def audit(
     start = start_from(model)
     screen = console()
 
-    def encode(row: "Example") -> "TokenSequence":
+    def encode(row: "Example") -> "list[TokenSequence]":
         return encode_example(row, start.chat_format, max_length_tokens=max_length_tokens)
 
     positions = num_positions(start.found.folder)

@@ -10,7 +10,8 @@ import numpy as np
 from deft.errors import NotTrainable
 from deft.types import IGNORED_LABEL, Example, Message, TokenSequence
 
-Encode = Callable[[Example], TokenSequence]
+Encode = Callable[[Example], Sequence[TokenSequence]]
+"""Returns the sequences of an example: one, or one for each reply where the chat template rewrites earlier turns."""
 
 NO_ABILITY = "(none)"
 TOTAL = "total"
@@ -23,8 +24,9 @@ class AbilityAudit:
 
     `dropped` counts the rows that cannot be trained, by reason; tokens and lengths are those of the other rows.
     `num_duplicates` counts rows whose id an earlier row has; `num_conflicting` rows whose prompt another row of the
-    data has with another reply; `num_open_ended` rows whose last supervised token does not end the turn.
-    Lengths are in tokens, 0 where no row can be trained.
+    data has with another reply; `num_open_ended` rows whose last supervised token does not end the turn; `num_split`
+    rows that become one sequence for each reply, which takes `num_repeated_tokens` more than one sequence would.
+    Lengths are in tokens, of a split row that of its longest sequence; 0 where no row can be trained.
     """
 
     ability: str
@@ -35,6 +37,8 @@ class AbilityAudit:
     num_duplicates: int
     num_conflicting: int
     num_open_ended: int
+    num_split: int
+    num_repeated_tokens: int
     length_p50: int
     length_p90: int
     length_max: int
@@ -73,8 +77,20 @@ class Tally:
     num_duplicates: int = 0
     num_conflicting: int = 0
     num_open_ended: int = 0
+    num_split: int = 0
+    num_repeated_tokens: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     lengths: list[int] = field(default_factory=list)
+
+    def count(self, sequences: Sequence[TokenSequence], end_of_turn_ids: Collection[int]) -> None:
+        """Count the sequences of one row that can be trained."""
+        lengths = [len(one) for one in sequences]
+        self.lengths.append(max(lengths))
+        self.num_split += len(sequences) > 1
+        self.num_repeated_tokens += sum(lengths) - max(lengths)
+        self.num_supervised += sum(one.num_supervised for one in sequences)
+        last = sequences[-1].labels
+        self.num_open_ended += int(last[last != IGNORED_LABEL][-1]) not in end_of_turn_ids
 
     def result(self, ability: str) -> AbilityAudit:
         """Return the counts as they stand."""
@@ -82,12 +98,14 @@ class Tally:
         return AbilityAudit(
             ability=ability,
             num_rows=self.num_rows,
-            num_tokens=sum(self.lengths),
+            num_tokens=sum(self.lengths) + self.num_repeated_tokens,
             num_supervised=self.num_supervised,
             dropped=dict(sorted(self.dropped.items())),
             num_duplicates=self.num_duplicates,
             num_conflicting=self.num_conflicting,
             num_open_ended=self.num_open_ended,
+            num_split=self.num_split,
+            num_repeated_tokens=self.num_repeated_tokens,
             length_p50=p50,
             length_p90=p90,
             length_max=longest,
@@ -121,18 +139,15 @@ def audit(
     conflicting = conflicting_prompts(examples)
     seen: set[str] = set()
     for example in examples:
-        sequence, reason = encoded(example, encode, max_length_tokens)
+        sequences, reason = encoded(example, encode, max_length_tokens)
         for tally in (tallies[example.ability or NO_ABILITY], total):
             tally.num_rows += 1
             tally.num_duplicates += example.id in seen
             tally.num_conflicting += prompt_key(example) in conflicting
-            if sequence is None:
+            if not sequences:
                 tally.dropped[reason] += 1
                 continue
-            tally.lengths.append(len(sequence))
-            tally.num_supervised += sequence.num_supervised
-            supervised = sequence.labels[sequence.labels != IGNORED_LABEL]
-            tally.num_open_ended += int(supervised[-1]) not in end_of_turn_ids
+            tally.count(sequences, end_of_turn_ids)
         seen.add(example.id)
     abilities = tuple(tallies[name].result(name) for name in sorted(tallies))
     whole = total.result(TOTAL)
@@ -145,13 +160,14 @@ def audit(
     )
 
 
-def encoded(example: Example, encode: Encode, max_length_tokens: int) -> tuple[TokenSequence | None, str]:
-    """Return the tokens of an example, or None and the reason why it cannot be trained."""
+def encoded(example: Example, encode: Encode, max_length_tokens: int) -> tuple[Sequence[TokenSequence], str]:
+    """Return the sequences of an example, or none and the reason why it cannot be trained."""
     try:
-        sequence = encode(example)
+        sequences = encode(example)
     except NotTrainable as error:
-        return None, error.reason
-    return (None, TOO_LONG) if len(sequence) > max_length_tokens else (sequence, "")
+        return (), error.reason
+    fitting = [one for one in sequences if len(one) <= max_length_tokens]
+    return fitting, "" if fitting else TOO_LONG
 
 
 def longer_than(
@@ -160,8 +176,8 @@ def longer_than(
     """Return the examples whose tokens, at most `max_length_tokens`, are more than `num_tokens`; too long ones too."""
     found = []
     for example in examples:
-        sequence, reason = encoded(example, encode, max_length_tokens)
-        if reason == TOO_LONG or (sequence is not None and len(sequence) > num_tokens):
+        sequences, reason = encoded(example, encode, max_length_tokens)
+        if reason == TOO_LONG or any(len(one) > num_tokens for one in sequences):
             found.append(example)
     return tuple(found)
 
@@ -198,6 +214,13 @@ def find_warnings(abilities: Sequence[AbilityAudit], total: AbilityAudit) -> tup
         open_ended, all_trainable = total.num_open_ended, total.num_trainable
         found.append(
             f"{open_ended:,} of {all_trainable:,} replies do not end with an end-of-turn token that is trained"
+        )
+    if total.num_split:
+        num_split, num_repeated = total.num_split, total.num_repeated_tokens
+        percent = 100 * num_repeated / max(total.num_tokens - num_repeated, 1)
+        found.append(
+            f"{num_split:,} rows become one sequence for each reply, because the chat template writes earlier turns in "
+            f"another way than it served them: {num_repeated:,} tokens more ({percent:.0f} %)"
         )
     if total.num_duplicates:
         found.append(f"{total.num_duplicates:,} of {total.num_rows:,} rows are duplicates of others")

@@ -4,9 +4,10 @@ In: a model found already, or its name. Out: a `Start`, with which rows are enco
 without finding anything twice.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deft.hub.find import FoundModel, find
 from deft.model.load import load_tokenizer
@@ -31,13 +32,20 @@ class Start:
     num_added_tokens: int
 
 
-def start_from(model: str | Path | FoundModel, kind: FormatKind = "auto") -> Start:
+def start_from(
+    model: str | Path | FoundModel,
+    kind: FormatKind = "auto",
+    *,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> Start:
     """Return a model's tokenizer and the chat format that training on it uses; its weights need not be here.
+
+    `template_kwargs` are what its chat template is given beside the messages; None: what is stored with the model.
 
     Raises:
         UserError: if the model is not found, its tokenizer cannot be loaded, or its chat format cannot be masked.
     """
     found = find(model, weights=False)
     tokenizer = load_tokenizer(found)
-    chat_format, num_added_tokens = chat_format_to_train(tokenizer, found.folder, kind)
+    chat_format, num_added_tokens = chat_format_to_train(tokenizer, found.folder, kind, template_kwargs)
     return Start(found=found, tokenizer=tokenizer, chat_format=chat_format, num_added_tokens=num_added_tokens)

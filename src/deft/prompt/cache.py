@@ -12,23 +12,24 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deft.errors import UserError
 from deft.files import cache_folder, written_whole
 from deft.fingerprint import fingerprint
 from deft.prompt.encode import EncodeResult, encode_examples
-from deft.prompt.formats.kinds import ChatFormat
+from deft.prompt.formats.kinds import ChatFormat, TrainReasoning
 from deft.prompt.store import probe
 from deft.types import Dropped, Example, TokenSequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 1
+FORMAT = 2
 """Raised when encoding changes, so that rows encoded by an earlier version are not taken."""
 FEWEST_ROWS = 2_000
 """Fewer rows are encoded in a second or two and are not kept."""
@@ -41,35 +42,37 @@ def encode_once(
     tokenizer: "PreTrainedTokenizerBase",
     *,
     max_length_tokens: int,
+    train_reasoning: TrainReasoning = "last",
 ) -> EncodeResult:
     """Return the encoded examples from the cache, or encode them and keep them; a cache that cannot be used is none."""
     folder = cache_folder("rows")
     if folder is None or len(examples) < FEWEST_ROWS:
-        return encode_examples(examples, chat_format, max_length_tokens=max_length_tokens)
-    key = rows_key(examples, chat_format, tokenizer, max_length_tokens)
+        return encode_examples(
+            examples, chat_format, max_length_tokens=max_length_tokens, train_reasoning=train_reasoning
+        )
+    how = [FORMAT, max_length_tokens, train_reasoning, chat_format.to_dict(), probe(chat_format)]
+    key = rows_key(examples, tokenizer, how)
     file = folder / f"{key}.npz"
     with suppress(OSError, EOFError, ValueError, KeyError, BadZipFile):  # absent or damaged
         found = read_rows(file, examples)
         os.utime(file)
         return found
-    encoded = encode_examples(examples, chat_format, max_length_tokens=max_length_tokens)
+    encoded = encode_examples(
+        examples, chat_format, max_length_tokens=max_length_tokens, train_reasoning=train_reasoning
+    )
     with suppress(OSError, UserError):  # a full disk, or a home that cannot be written
         folder.mkdir(parents=True, exist_ok=True)
-        write_rows(file, encoded, examples)
+        write_rows(file, encoded)
         remove_oldest(folder)
     return encoded
 
 
-def rows_key(
-    examples: Sequence[Example],
-    chat_format: ChatFormat,
-    tokenizer: "PreTrainedTokenizerBase",
-    max_length_tokens: int,
-) -> str:
-    """Return the fingerprint of everything that decides how the examples are encoded."""
-    how = json.dumps([FORMAT, max_length_tokens, chat_format.to_dict(), probe(chat_format)], sort_keys=True)
-    contents = (message for row in examples for one in row.messages for message in (one.role, one.content, ""))
-    return fingerprint([how, *tokenizer_files(tokenizer), *(row.id for row in examples), *contents])
+def rows_key(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", how: Sequence[Any]) -> str:
+    """Return the fingerprint of everything that decides how the examples are encoded; `how` are the settings."""
+    described = json.dumps(how, sort_keys=True)
+    contents = (part for row in examples for one in row.messages for part in (one.role, one.content, ""))
+    ids = (row.id for row in examples)  # which stand for reasoning, calls, weights and tools as well
+    return fingerprint([described, *tokenizer_files(tokenizer), *ids, *contents])
 
 
 def tokenizer_files(tokenizer: "PreTrainedTokenizerBase") -> list[bytes]:
@@ -79,19 +82,19 @@ def tokenizer_files(tokenizer: "PreTrainedTokenizerBase") -> list[bytes]:
         return [file.read_bytes() for file in sorted(Path(name).iterdir()) if file.is_file()]
 
 
-def write_rows(file: Path, encoded: EncodeResult, examples: Sequence[Example]) -> None:
-    """Write encoded rows: their tokens end to end, and for each the place of its example."""
-    dropped_ids = {row.id for row in encoded.dropped}
-    places = [place for place, row in enumerate(examples) if row.id not in dropped_ids]
+def write_rows(file: Path, encoded: EncodeResult) -> None:
+    """Write encoded rows: their tokens end to end, for each sequence the place of its example, weights if any."""
     rows = encoded.sequences
-    empty = np.zeros(0, dtype=np.int32)
+    empty, no_weights = np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.float32)
     with written_whole(file) as temporary, temporary.open("wb") as stream:
         np.savez(
             stream,
-            places=np.array(places, dtype=np.int64),
+            places=np.array(encoded.places, dtype=np.int64),
             lengths=np.array([len(row) for row in rows], dtype=np.int64),
             input_ids=np.concatenate([row.input_ids for row in rows] or [empty]),
             labels=np.concatenate([row.labels for row in rows] or [empty]),
+            weighted=np.array([number for number, row in enumerate(rows) if row.weights is not None], dtype=np.int64),
+            weights=np.concatenate([row.weights for row in rows if row.weights is not None] or [no_weights]),
             num_shortened=np.int64(encoded.num_shortened),
             dropped=np.frombuffer(json.dumps([asdict(row) for row in encoded.dropped]).encode(), dtype=np.uint8),
         )
@@ -108,13 +111,22 @@ def read_rows(file: Path, examples: Sequence[Example]) -> EncodeResult:
         input_ids, labels = np.split(stored["input_ids"], ends), np.split(stored["labels"], ends)
         places = stored["places"].tolist()
         num_shortened = int(stored["num_shortened"])
+        weights: list[NDArray[np.float32] | None] = [None] * len(places)
+        start = 0
+        for number in stored["weighted"].tolist():
+            end = start + int(stored["lengths"][number])
+            weights[number] = stored["weights"][start:end].astype(np.float32)
+            start = end
         dropped = json.loads(stored["dropped"].tobytes())
     source_of = {row.id: row.source for row in examples}
     return EncodeResult(
         sequences=tuple(
-            TokenSequence(id=examples[place].id, input_ids=ids, labels=marks, ability=examples[place].ability)
-            for place, ids, marks in zip(places, input_ids, labels, strict=True)
+            TokenSequence(
+                id=examples[place].id, input_ids=ids, labels=marks, ability=examples[place].ability, weights=each
+            )
+            for place, ids, marks, each in zip(places, input_ids, labels, weights, strict=True)
         ),
+        places=tuple(places),
         dropped=tuple(Dropped(**(row | {"source": source_of[row["id"]]})) for row in dropped),
         num_shortened=num_shortened,
     )

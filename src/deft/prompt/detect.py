@@ -4,8 +4,9 @@ In: a tokenizer and the folder it was loaded from. Out: a chat format. What a tr
 first, then the tokenizer's chat template, then what the checkpoint says of itself, then role tokens.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deft.prompt.formats.baichuan_chat import is_baichuan_chat
 from deft.prompt.formats.kinds import ChatFormat, FormatKind, chat_format_for
@@ -16,18 +17,29 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def find_chat_format(tokenizer: "PreTrainedTokenizerBase", folder: Path, kind: FormatKind = "auto") -> ChatFormat:
+def find_chat_format(
+    tokenizer: "PreTrainedTokenizerBase",
+    folder: Path,
+    kind: FormatKind = "auto",
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> ChatFormat:
     """Return the chat format of a model as it is, or the one asked for.
+
+    `template_kwargs`, if given, take the place of those that the model was trained with.
 
     Raises:
         UserError: if it has none, its template cannot be masked, or the stored format is damaged or renders otherwise.
     """
-    stored = stored_format(tokenizer, folder, kind)
-    return stored or chat_format_for(tokenizer, kind=choose_kind(tokenizer, folder, kind))
+    stored = stored_format(tokenizer, folder, kind, template_kwargs)
+    chosen = choose_kind(tokenizer, folder, kind)
+    return stored or chat_format_for(tokenizer, kind=chosen, template_kwargs=template_kwargs)
 
 
 def chat_format_to_train(
-    tokenizer: "PreTrainedTokenizerBase", folder: Path, kind: FormatKind = "auto"
+    tokenizer: "PreTrainedTokenizerBase",
+    folder: Path,
+    kind: FormatKind = "auto",
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[ChatFormat, int]:
     """Return the chat format that training on a model uses, and how many tokens were added to the tokenizer for it.
 
@@ -38,23 +50,35 @@ def chat_format_to_train(
     Raises:
         UserError: as `find_chat_format` does.
     """
-    stored = stored_format(tokenizer, folder, kind)
+    stored = stored_format(tokenizer, folder, kind, template_kwargs)
     if stored is not None:
         return stored, 0
     chosen = choose_kind(tokenizer, folder, kind)
     num_added = add_role_tokens(tokenizer) if chosen == "role_tokens" else 0
     begins_with_bos = num_added > 0 and writes_bos(tokenizer)  # those that were there had their training already
-    return chat_format_for(tokenizer, kind=chosen, begins_with_bos=begins_with_bos), num_added
+    made = chat_format_for(tokenizer, kind=chosen, begins_with_bos=begins_with_bos, template_kwargs=template_kwargs)
+    return made, num_added
 
 
-def stored_format(tokenizer: "PreTrainedTokenizerBase", folder: Path, kind: FormatKind) -> ChatFormat | None:
+def stored_format(
+    tokenizer: "PreTrainedTokenizerBase",
+    folder: Path,
+    kind: FormatKind,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> ChatFormat | None:
     """Return the format stored in a folder, for `auto` or where it is of the kind asked for: role tokens, whose bos
     nothing else tells. A template asked for by name is the tokenizer's own.
     """
     if kind not in ("auto", "role_tokens"):
         return None
     stored = load_chat_format(folder, tokenizer)
-    return stored if stored is not None and kind in ("auto", stored.kind) else None
+    if stored is None or kind not in ("auto", stored.kind):
+        return None
+    if template_kwargs is None:
+        return stored
+    described = stored.to_dict()
+    template = described.get("template")
+    return chat_format_for(tokenizer, kind=stored.kind, chat_template=template, template_kwargs=template_kwargs)  # type: ignore[arg-type]  # one of KINDS
 
 
 def choose_kind(tokenizer: "PreTrainedTokenizerBase", folder: Path, kind: FormatKind) -> FormatKind:

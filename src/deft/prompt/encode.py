@@ -6,78 +6,152 @@ evaluation, chat and API all pass through here, so that a model is asked in exac
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from deft.errors import NotTrainable, UserError
-from deft.prompt.formats.kinds import ChatFormat
+from deft.prompt.formats.kinds import ChatFormat, Encoded, Tools, TrainReasoning
 from deft.types import IGNORED_LABEL, Dropped, Example, Message, TokenSequence, check_conversation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodeResult:
-    """Rows ready to train on, those that cannot be, and how many lost their oldest exchanges to fit."""
+    """Rows ready to train on, those that cannot be, and how many lost their oldest exchanges to fit.
+
+    A row has one sequence, or, where its chat template rewrites earlier turns, one for each reply; they follow each
+    other and share its id. `places` gives for each sequence the place of its example, counted from 0.
+    """
 
     sequences: tuple[TokenSequence, ...]
+    places: tuple[int, ...]
     dropped: tuple[Dropped, ...]
     num_shortened: int
 
 
-def encode_example(example: Example, chat_format: ChatFormat, *, max_length_tokens: int) -> TokenSequence:
-    """Return an example as token ids and labels, at most `max_length_tokens` long.
+def encode_example(
+    example: Example, chat_format: ChatFormat, *, max_length_tokens: int, train_reasoning: TrainReasoning = "last"
+) -> list[TokenSequence]:
+    """Return the sequences of an example, each at most `max_length_tokens` long.
 
-    A longer row loses whole exchanges, the oldest first, and keeps its system message; no turn is ever cut.
+    A longer one loses whole exchanges, the oldest first, and keeps its system message; no turn is ever cut.
 
     Raises:
-        NotTrainable: `too_long`, if the last exchange alone does not fit, or the format's own reasons.
+        NotTrainable: `too_long`, if no reply fits even alone with its question, or the format's own reasons.
     """
-    return _encode_fitted(example, chat_format, max_length_tokens).sequence
+    limits = {"max_length_tokens": max_length_tokens, "train_reasoning": train_reasoning}
+    return _encode_fitted(example, chat_format, **limits).sequences  # type: ignore[arg-type]
 
 
-def encode_examples(examples: Sequence[Example], chat_format: ChatFormat, *, max_length_tokens: int) -> EncodeResult:
+def encode_examples(
+    examples: Sequence[Example],
+    chat_format: ChatFormat,
+    *,
+    max_length_tokens: int,
+    train_reasoning: TrainReasoning = "last",
+) -> EncodeResult:
     """Encode every example that can be trained exactly, and say of each other one why it cannot."""
-    fitted: list[FittedExample] = []
+    sequences: list[TokenSequence] = []
+    places: list[int] = []
     dropped: list[Dropped] = []
-    for example in examples:
+    num_shortened = 0
+    for place, example in enumerate(examples):
         try:
-            fitted.append(_encode_fitted(example, chat_format, max_length_tokens))
+            row = _encode_fitted(
+                example, chat_format, max_length_tokens=max_length_tokens, train_reasoning=train_reasoning
+            )
         except NotTrainable as error:
             detail = str(error)
             dropped.append(
                 Dropped(id=example.id, stage="encode", reason=error.reason, detail=detail, source=example.source)
             )
+            continue
+        sequences += row.sequences
+        places += [place] * len(row.sequences)
+        num_shortened += row.num_exchanges_left_out > 0
     return EncodeResult(
-        sequences=tuple(row.sequence for row in fitted),
-        dropped=tuple(dropped),
-        num_shortened=sum(row.num_exchanges_left_out > 0 for row in fitted),
+        sequences=tuple(sequences), places=tuple(places), dropped=tuple(dropped), num_shortened=num_shortened
     )
 
 
 class FittedExample(NamedTuple):
-    """An encoded example, and how many of its oldest exchanges did not fit."""
+    """The sequences of an example, and how many of its oldest exchanges did not fit into one of them at most."""
 
-    sequence: TokenSequence
+    sequences: list[TokenSequence]
     num_exchanges_left_out: int
 
 
-def _encode_fitted(example: Example, chat_format: ChatFormat, max_length_tokens: int) -> FittedExample:
-    ids, trained = chat_format.encode_conversation(example.messages)
-    full_length, num_left_out = len(ids), 0
-    if full_length > max_length_tokens:
-        versions = shortened_versions(example.messages)
-        num_left_out = num_to_leave_out(
-            versions, lambda version: len(chat_format.encode_conversation(version)[0]), max_length_tokens
-        )
-        ids, trained = chat_format.encode_conversation(versions[num_left_out])
-        if len(ids) > max_length_tokens:
-            raise too_long(full_length, len(ids), max_length_tokens)
-    input_ids = np.array(ids, dtype=np.int32)
-    taught = np.array([chat_format.trained_as.get(token_id, token_id) for token_id in ids], dtype=np.int32)
-    labels = np.where(np.array(trained, dtype=bool), taught, np.int32(IGNORED_LABEL)).astype(np.int32)
-    sequence = TokenSequence(id=example.id, input_ids=input_ids, labels=labels, ability=example.ability)
-    return FittedExample(sequence, num_left_out)
+def _encode_fitted(
+    example: Example, chat_format: ChatFormat, *, max_length_tokens: int, train_reasoning: TrainReasoning
+) -> FittedExample:
+    encoded = chat_format.encode_conversation(example.messages, example.tools, train_reasoning=train_reasoning)
+    return fitted_example(
+        example, encoded, chat_format, max_length_tokens=max_length_tokens, train_reasoning=train_reasoning
+    )
+
+
+def fitted_example(
+    example: Example,
+    encoded: Sequence[Encoded],
+    chat_format: ChatFormat,
+    *,
+    max_length_tokens: int,
+    train_reasoning: TrainReasoning,
+) -> FittedExample:
+    """Return the sequences of an example, those that are too long encoded again without their oldest exchanges.
+
+    Raises:
+        NotTrainable: `too_long`, if none of them fits even with its last exchange alone.
+    """
+    found: list[TokenSequence] = []
+    refused: NotTrainable | None = None
+    most_left_out = 0
+    is_alone = len(encoded) == 1
+    for whole in encoded:
+        one, num_left_out = whole, 0
+        if len(whole.ids) > max_length_tokens:
+            part = example.messages[: whole.num_messages]
+            versions = shortened_versions(part if is_alone else only_last_taught(part))
+
+            def shortened(number: int, versions: Sequence[Sequence[Message]] = versions) -> Encoded:
+                given = versions[number], example.tools
+                return chat_format.encode_conversation(*given, train_reasoning=train_reasoning)[-1]
+
+            num_left_out = num_to_leave_out(len(versions), lambda n: len(shortened(n).ids), max_length_tokens)
+            one = shortened(num_left_out)
+        if len(one.ids) > max_length_tokens:
+            refused = too_long(len(whole.ids), len(one.ids), max_length_tokens)
+            continue
+        most_left_out = max(most_left_out, num_left_out)
+        found.append(sequence_of(example, one, chat_format))
+    if refused is not None and not found:
+        raise refused
+    return FittedExample(found, most_left_out)
+
+
+def sequence_of(example: Example, encoded: Encoded, chat_format: ChatFormat) -> TokenSequence:
+    """Return ids and weights as the arrays that training takes."""
+    input_ids = np.array(encoded.ids, dtype=np.int32)
+    weights = np.array(encoded.weights, dtype=np.float32)
+    labels = input_ids.copy()
+    for token_id, taught in chat_format.trained_as.items():
+        labels[input_ids == token_id] = taught
+    labels[weights == 0] = IGNORED_LABEL
+    is_plain = bool(((weights == 0) | (weights == 1)).all())
+    return TokenSequence(
+        id=example.id,
+        input_ids=input_ids,
+        labels=labels,
+        ability=example.ability,
+        weights=None if is_plain else weights,
+    )
+
+
+def only_last_taught(messages: Sequence[Message]) -> list[Message]:
+    """Return the messages with loss on the last reply alone."""
+    silent = [replace(one, weight=0.0) if one.role == "assistant" else one for one in messages[:-1]]
+    return [*silent, messages[-1]]
 
 
 def too_long(full_length: int, last_exchange_length: int, max_length_tokens: int) -> NotTrainable:
@@ -90,7 +164,9 @@ def too_long(full_length: int, last_exchange_length: int, max_length_tokens: int
     )
 
 
-def fit_prompt(messages: Sequence[Message], chat_format: ChatFormat, *, max_prompt_tokens: int) -> list[Message]:
+def fit_prompt(
+    messages: Sequence[Message], chat_format: ChatFormat, *, max_prompt_tokens: int, tools: Tools = ()
+) -> list[Message]:
     """Return the messages of a prompt of at most `max_prompt_tokens`: whole exchanges are left out, oldest first.
 
     The system message counts and is kept.
@@ -101,10 +177,10 @@ def fit_prompt(messages: Sequence[Message], chat_format: ChatFormat, *, max_prom
     check_conversation(messages, ends_with="user")
     versions = shortened_versions(messages)
 
-    def length_of(version: Sequence[Message]) -> int:
-        return len(chat_format.encode_prompt(version))
+    def length_of(number: int) -> int:
+        return len(chat_format.encode_prompt(versions[number], tools))
 
-    fitting = versions[num_to_leave_out(versions, length_of, max_prompt_tokens)]
+    fitting = num_to_leave_out(len(versions), length_of, max_prompt_tokens)
     length = length_of(fitting)
     if length > max_prompt_tokens:
         raise UserError(
@@ -112,19 +188,20 @@ def fit_prompt(messages: Sequence[Message], chat_format: ChatFormat, *, max_prom
             got=messages[-1].content,
             fix="shorten the message, or raise the context limit",
         )
-    return list(fitting)
+    return list(versions[fitting])
 
 
-def num_to_leave_out(
-    versions: Sequence[Sequence[Message]], length_of: Callable[[Sequence[Message]], int], max_tokens: int
-) -> int:
+def num_to_leave_out(num_versions: int, length_of: Callable[[int], int], max_tokens: int) -> int:
     """Return the number of the first of ever shorter versions that fits, or of the last if none does."""
-    found = bisect_left(versions, True, key=lambda version: length_of(version) <= max_tokens)
-    return min(found, len(versions) - 1)
+    found = bisect_left(range(num_versions), True, key=lambda number: length_of(number) <= max_tokens)
+    return min(found, num_versions - 1)
 
 
 def shortened_versions(messages: Sequence[Message]) -> list[Sequence[Message]]:
-    """Return the conversation whole, then without its oldest exchange, and so on down to the last exchange."""
+    """Return the conversation whole, then without its oldest exchange, and so on down to the last exchange.
+
+    An exchange begins with a message of the user; calls of tools and their results belong to it.
+    """
     num_system = int(messages[0].role == "system")
     system = tuple(messages[:num_system])
-    return [(*system, *messages[start:]) for start in range(num_system, len(messages), 2)]
+    return [(*system, *messages[start:]) for start, one in enumerate(messages) if one.role == "user"]

@@ -70,13 +70,15 @@ class Guard:
         joined = self._decode(self._ordinary_ids("a") + self._ordinary_ids("b")).strip()
         self._anchors = ANCHORS if joined == "ab" else ANCHORS[1:]
 
-    def encode(self, text: str, contents: Sequence[Content]) -> GuardedText:
+    def encode(self, text: str, contents: Sequence[Content], *, cut: int | None = None) -> GuardedText:
         """Return the ids of `text`, no control token among them coming from `contents` (in order, not overlapping).
+
+        No token reaches over the place `cut`, if one is given: what stands before it has the ids that it has alone.
 
         Raises:
             NotTrainable: `control_token_in_text`, if the tokenizer would still make one, or would change the text.
         """
-        pieces, found = self._safe_pieces(text, contents)
+        pieces, found = self._safe_pieces(text, contents, cut)
         ids = self._ordinary_ids(text) if len(pieces) == 1 else self._joined_ids(text, pieces)
         places = [place for place, token_id in enumerate(ids) if token_id in self._guarded_ids]
         found = [match for match in found if self._ids[match.group()] in self._guarded_ids]
@@ -97,18 +99,28 @@ class Guard:
         """Return the special tokens that `text` spells, from left to right."""
         return [found for found in self._pattern.findall(text) if found in self._special]
 
-    def _safe_pieces(self, text: str, contents: Sequence[Content]) -> tuple[list[tuple[int, int]], list[re.Match[str]]]:
+    def special_spans(self, text: str) -> list[tuple[int, int]]:
+        """Return where the special tokens that `text` spells begin and end, from left to right."""
+        return [match.span() for match in self._pattern.finditer(text) if match.group() in self._special]
+
+    def special_ids(self, text: str) -> list[int]:
+        """Return the ids of the special tokens that `text` spells, from left to right."""
+        return [self._special[found] for found in self._pattern.findall(text) if found in self._special]
+
+    def _safe_pieces(
+        self, text: str, contents: Sequence[Content], cut: int | None
+    ) -> tuple[list[tuple[int, int]], list[re.Match[str]]]:
         """Cut `text` until no piece spells a control token that its place does not allow; return what is allowed."""
         pieces: list[tuple[int, int]] = []
         allowed: list[re.Match[str]] = []
-        pending = [(0, len(text))]
+        pending = [(0, len(text))] if cut is None else [(cut, len(text)), (0, cut)]
         while pending:
             start, end = pending.pop()
             allowed_here: list[re.Match[str]] = []
             for match in self._pattern.finditer(text, start, end):
-                cut = self._cut(match, contents)
-                if cut is not None:
-                    pending += [(cut, end), (start, cut)]
+                place = self._cut(match, contents)
+                if place is not None:
+                    pending += [(place, end), (start, place)]
                     break
                 allowed_here.append(match)
             else:

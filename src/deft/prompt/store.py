@@ -5,6 +5,7 @@ conversation as it was rendered; loading renders it again and compares.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FILE_NAME = "chat_format.json"
-VERSION = 2
-"""Of the file. Version 1, which named none, wrote no bos before role tokens."""
+VERSION = 3
+"""Of the file. Version 1, which named none, wrote no bos before role tokens. Up to version 2 a row was one sequence,
+trained with the first token only of an end of several: what those files say of rows is not compared, and the tokens
+that they stop at stay theirs."""
 
 
 def save_chat_format(chat_format: ChatFormat, folder: Path) -> None:
@@ -42,10 +45,13 @@ def load_chat_format(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> Chat
             fix = "pip install --upgrade deft-llm"
             raise UserError("a newer deft wrote the chat format", got=stored["version"], where=str(path), fix=fix)
         chat_format = rebuild(stored, tokenizer)
+        is_earlier = stored.get("version", 1) < VERSION
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         fix = "restore the file from the run that wrote it"
         raise UserError("the stored chat format is damaged", got=str(error), where=str(path), fix=fix) from error
     rendered = {**chat_format.to_dict(), "probe": probe(chat_format)}
+    if is_earlier:
+        rendered["probe"] = {**stored["probe"], **of_prompt(rendered["probe"])}
     for name, now in rendered.items():
         if stored.get(name) != now:
             raise differs(path, name, stored.get(name), now)
@@ -57,33 +63,41 @@ def rebuild(stored: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> Cha
     if stored["kind"] not in KINDS:
         raise ValueError(f"unknown kind {stored['kind']!r}")
     chat_format: Any = resolve(KINDS, stored["kind"], kind="chat format").from_dict(stored, tokenizer)
-    chat_format.stop_token_ids = stored_stops(stored["stop_token_ids"], tokenizer)
+    chat_format.stop_token_ids = stored_ids("stop_token_ids", stored, tokenizer)
+    if stored.get("version", 1) < VERSION:
+        chat_format.end_of_turn_ids = stored_ids("end_of_turn_ids", stored, tokenizer)
     return chat_format
 
 
-def stored_stops(stored: Any, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
-    """Return the stops of training: the tokenizer saved with them may name one of them its eos, and no longer others.
+def stored_ids(name: str, stored: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
+    """Return the ids under a name: the tokenizer saved with them may name one of them its eos, and no longer others.
 
     Raises:
         ValueError: if they are no ids of the tokenizer.
     """
-    if not isinstance(stored, list) or any(
-        not isinstance(each, int) or isinstance(each, bool) or not 0 <= each < len(tokenizer) for each in stored
+    found = stored[name]
+    if not isinstance(found, list) or any(
+        not isinstance(each, int) or isinstance(each, bool) or not 0 <= each < len(tokenizer) for each in found
     ):
-        raise ValueError(f"stop_token_ids are no ids of the tokenizer: {stored!r:.90}")
-    return tuple(stored)
+        raise ValueError(f"{name} are no ids of the tokenizer: {found!r:.90}")
+    return tuple(found)
 
 
 def probe(chat_format: ChatFormat) -> dict[str, Any]:
     """Return how the format renders `PROBE`: its second prompt as text and ids, its first exchange as a trained row."""
-    ids, trained = chat_format.encode_conversation(PROBE[:2])
+    [row] = chat_format.encode_conversation(PROBE[:2])
     return {
         "messages": [{"role": message.role, "content": message.content} for message in PROBE[:3]],
         "prompt_text": chat_format.render_prompt(PROBE[:3]),
         "prompt_ids": chat_format.encode_prompt(PROBE[:3]),
-        "row_ids": ids,
-        "row_trained": trained,
+        "row_ids": row.ids,
+        "row_trained": [weight > 0 for weight in row.weights],
     }
+
+
+def of_prompt(probe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a probe says of the prompt, which is what an answer depends on."""
+    return {name: value for name, value in probe.items() if name in ("messages", "prompt_text", "prompt_ids")}
 
 
 def differs(path: Path, name: str, trained: Any, now: Any) -> UserError:

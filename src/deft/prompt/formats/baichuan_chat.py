@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from deft.errors import UserError
+from deft.prompt.formats.kinds import Encoded, Tools, TrainReasoning
 from deft.prompt.formats.role_tokens import has_reserved_pieces
-from deft.prompt.formats.turns import Turn, turns_of
+from deft.prompt.formats.turns import Turn, as_text, masks_reasoning, num_common, reasoning_block, taught, turns_of
 from deft.prompt.guard import Guard
 from deft.types import Message, check_conversation
 
@@ -70,46 +71,53 @@ class BaichuanChatFormat:
             "stop_token_ids": list(self.stop_token_ids),
         }
 
-    def render_prompt(self, messages: Sequence[Message]) -> str:
+    def render_prompt(self, messages: Sequence[Message], tools: Tools = ()) -> str:
         """Return the prompt as text to look at: the contents between the names of the role tokens."""
         check_conversation(messages, ends_with="user")
-        turns = turns_of(messages, has_system_role=True)
+        turns = as_text(turns_of(messages, has_system_role=True), tools)
         return "".join(self._names.get(turn.role, "") + turn.content for turn in turns) + self._names["assistant"]
 
-    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+    def encode_prompt(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
         """Return the ids up to where the assistant's next reply begins.
 
         Raises:
-            NotTrainable: if a text cannot be kept from spelling control tokens.
+            NotTrainable: if a text cannot be kept from spelling control tokens, or there are tools.
         """
         check_conversation(messages, ends_with="user")
-        ids, _ = self._encode(turns_of(messages, has_system_role=True))
-        return [*ids, ASSISTANT_ID]
+        encoded = self._encode(turns_of(messages, has_system_role=True), tools, "all")
+        return [*encoded.ids, ASSISTANT_ID]
 
-    def encode_conversation(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
-        """Return the ids of a whole conversation, and which of them carry loss: each reply and what follows it.
+    def encode_conversation(
+        self, messages: Sequence[Message], tools: Tools = (), *, train_reasoning: TrainReasoning = "last"
+    ) -> list[Encoded]:
+        """Return the one sequence of a conversation; loss is on each reply and what follows it.
 
         Raises:
-            NotTrainable: if a text cannot be kept from spelling control tokens.
+            NotTrainable: if a text cannot be kept from spelling control tokens, or there are tools.
         """
         check_conversation(messages, ends_with="assistant")
-        ids, trained = self._encode(turns_of(messages, has_system_role=True))
-        return [*ids, *self.end_of_turn_ids], [*trained, True]
+        messages = taught(messages)
+        encoded = self._encode(turns_of(messages, has_system_role=True), tools, train_reasoning)
+        weights = [*encoded.weights, messages[-1].weight]
+        return [Encoded([*encoded.ids, *self.end_of_turn_ids], weights, len(messages))]
 
-    def _encode(self, turns: Sequence[Turn]) -> tuple[list[int], list[bool]]:
+    def _encode(self, turns: Sequence[Turn], tools: Tools, train_reasoning: TrainReasoning) -> Encoded:
         ids: list[int] = []
-        trained: list[bool] = []
-        follows_reply = False
-        for turn in turns:
+        weights: list[float] = []
+        weight_before = 0.0  # of the reply that the next user token ends
+        for place, (turn, written) in enumerate(zip(turns, as_text(turns, tools), strict=True)):
             is_reply = turn.role == "assistant"
             if turn.role != "system":
                 ids.append(ASSISTANT_ID if is_reply else USER_ID)
-                trained.append(follows_reply)
-            content_ids = self._guard.plain_ids(turn.content, is_reply=is_reply)
+                weights.append(weight_before)
+            content_ids = self._guard.plain_ids(written.content, is_reply=is_reply)
+            num_masked = 0
+            if masks_reasoning(turns, place, train_reasoning):
+                num_masked = num_common(content_ids, self._guard.plain_ids(reasoning_block(turn), is_reply=True))
+            weight_before = turn.weight if is_reply else 0.0
             ids += content_ids
-            trained += [is_reply] * len(content_ids)
-            follows_reply = is_reply
-        return ids, trained
+            weights += [0.0] * num_masked + [weight_before] * (len(content_ids) - num_masked)
+        return Encoded(ids, weights, len(turns))
 
 
 def is_baichuan_chat(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> bool:

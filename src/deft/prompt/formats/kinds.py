@@ -6,6 +6,7 @@ In: a tokenizer and a kind. Out: a `ChatFormat`.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
+from deft.errors import UserError
 from deft.registry import resolve
 from deft.types import Message
 
@@ -23,12 +24,18 @@ KINDS = {
 
 
 class Encoded(NamedTuple):
-    """One sequence of a conversation: its ids, and for each the weight of its loss, 0 where it carries none."""
+    """One sequence of a conversation: its ids, and for each the weight of its loss, 0 where it carries none.
+
+    `num_messages` is how many messages of the conversation it holds: up to the last reply that it teaches.
+    """
 
     ids: list[int]
     weights: list[float]
+    num_messages: int
 
 
+TrainReasoning = Literal["last", "all", "none"]
+"""In which replies the reasoning carries loss; where it does not, it still stands before the reply it led to."""
 Tools = Sequence[Mapping[str, Any]]
 """The functions that an assistant may call, as `Example.tools`."""
 
@@ -62,7 +69,9 @@ class ChatFormat(Protocol):
     def encode_prompt(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
         """Return the ids up to where the assistant's next reply begins; `messages` as for `render_prompt`."""
 
-    def encode_conversation(self, messages: Sequence[Message], tools: Tools = ()) -> list[Encoded]:
+    def encode_conversation(
+        self, messages: Sequence[Message], tools: Tools = (), *, train_reasoning: TrainReasoning = "last"
+    ) -> list[Encoded]:
         """Return the sequences that teach the replies of a conversation.
 
         Each reply to be trained is in one of them, behind the very ids that inference feeds for it. There is one for
@@ -79,21 +88,27 @@ def chat_format_for(
     kind: FormatKind = "auto",
     chat_template: str | None = None,
     begins_with_bos: bool = False,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> ChatFormat:
     """Return the chat format of a tokenizer: its chat template (or `chat_template`) if there is one, else role tokens.
 
-    `begins_with_bos` is for role tokens; a template says for itself how a conversation begins.
+    `begins_with_bos` is for role tokens; a template says for itself how a conversation begins. `template_kwargs` are
+    what a template is given beside the messages, such as `enable_thinking`.
 
     Where a checkpoint's folder is at hand, `deft.prompt.detect.find_chat_format` knows more.
 
     Raises:
-        UserError: if the template cannot be masked, or if the tokenizer has neither a template nor role tokens.
+        UserError: if the template cannot be masked, if the tokenizer has neither a template nor role tokens, or if
+            there are `template_kwargs` and no template.
     """
     if kind == "auto":
         kind = "template" if chat_template or tokenizer.chat_template else "role_tokens"
     settings: dict[str, Any] = {}
+    if kind != "template" and template_kwargs:
+        fix = "leave --template-kwargs out, or use a model with a chat template"
+        raise UserError("only a chat template takes template_kwargs", got=kind, fix=fix)
     if kind == "template":
-        settings["chat_template"] = chat_template
+        settings |= {"chat_template": chat_template, "template_kwargs": template_kwargs}
     elif kind == "role_tokens":
         settings["begins_with_bos"] = begins_with_bos
     chat_format: ChatFormat = resolve(KINDS, kind, kind="chat format")(tokenizer, **settings)

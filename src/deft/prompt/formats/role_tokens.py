@@ -9,7 +9,16 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from deft.errors import UserError
-from deft.prompt.formats.turns import Turn, turns_of
+from deft.prompt.formats.kinds import Encoded, Tools, TrainReasoning
+from deft.prompt.formats.turns import (
+    Turn,
+    as_text,
+    masks_reasoning,
+    num_common,
+    reasoning_block,
+    taught,
+    turns_of,
+)
 from deft.prompt.guard import Guard
 from deft.types import Message, check_conversation
 
@@ -80,39 +89,47 @@ class RoleTokenFormat:
             "stop_token_ids": list(self.stop_token_ids),
         }
 
-    def render_prompt(self, messages: Sequence[Message]) -> str:
+    def render_prompt(self, messages: Sequence[Message], tools: Tools = ()) -> str:
         """Return the prompt as text to look at: the contents between the names of the role tokens."""
         check_conversation(messages, ends_with="user")
         names = self._names
-        turns = turns_of(messages, has_system_role=False)
+        turns = as_text(turns_of(messages, has_system_role=False), tools)
         opened = (f"{getattr(names, turn.role)}{turn.content}{names.end_of_turn}" for turn in turns)
         return self._bos + "".join(opened) + names.assistant
 
-    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+    def encode_prompt(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
         """Return the ids up to where the assistant's next reply begins.
 
         Raises:
             NotTrainable: if a text cannot be kept from spelling control tokens.
         """
         check_conversation(messages, ends_with="user")
-        turns = turns_of(messages, has_system_role=False)
+        turns = as_text(turns_of(messages, has_system_role=False), tools)
         turn_ids = [token_id for turn in turns for token_id in self._turn_ids(turn)]
         return [*self._bos_ids, *turn_ids, self.role_ids.assistant]
 
-    def encode_conversation(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
-        """Return the ids of a whole conversation, and which of them carry loss: each reply and its `<eot>`.
+    def encode_conversation(
+        self, messages: Sequence[Message], tools: Tools = (), *, train_reasoning: TrainReasoning = "last"
+    ) -> list[Encoded]:
+        """Return the one sequence of a conversation; loss is on each reply and its `<eot>`.
 
         Raises:
-            NotTrainable: if a text cannot be kept from spelling control tokens.
+            NotTrainable: if a text cannot be kept from spelling control tokens, or there are tools.
         """
         check_conversation(messages, ends_with="assistant")
+        messages = taught(messages)
+        turns = turns_of(messages, has_system_role=False)
         ids: list[int] = [*self._bos_ids]
-        trained = [False] * len(ids)
-        for turn in turns_of(messages, has_system_role=False):
-            turn_ids = self._turn_ids(turn)
+        weights = [0.0] * len(ids)
+        for place, (turn, written) in enumerate(zip(turns, as_text(turns, tools), strict=True)):
+            turn_ids = self._turn_ids(written)
             ids += turn_ids
-            trained += [False] + [turn.role == "assistant"] * (len(turn_ids) - 1)
-        return ids, trained
+            num_masked = 1
+            if masks_reasoning(turns, place, train_reasoning):
+                num_masked += num_common(turn_ids[1:], self._guard.plain_ids(reasoning_block(turn), is_reply=True))
+            weight = turn.weight if turn.role == "assistant" else 0.0
+            weights += [0.0] * num_masked + [weight] * (len(turn_ids) - num_masked)
+        return [Encoded(ids, weights, len(messages))]
 
     def _turn_ids(self, turn: Turn) -> list[int]:
         is_reply = turn.role == "assistant"

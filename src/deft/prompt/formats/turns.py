@@ -1,15 +1,19 @@
-"""A conversation as formats see it: stripped contents, and no system turn where the format has no place for one.
+"""A conversation as formats see it: stripped texts, and no system turn where the format has no place for one.
 
 In: messages. Out: turns, which are messages without their checks, because a format also makes turns of its own.
 """
 
+import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from deft.types import Message, Role
+from deft.errors import NotTrainable
+from deft.types import Message, Role, ToolCall
 
 SYSTEM_SEPARATOR = "\n\n"
 """What stands between the system message and the first user message where they share a turn."""
+THINK = ("<think>\n", "\n</think>\n\n")
+"""What stands around reasoning where it is written into the text of a reply, as most models write it."""
 PROBE = (
     Message(role="user", content="请用一句话解释：光合作用是什么？"),
     Message(role="assistant", content="植物用光能把 CO₂ 和水变成糖和氧气。\n(That is all.)"),
@@ -20,21 +24,78 @@ PROBE = (
 
 
 class Turn(NamedTuple):
-    """A role and what it says."""
+    """A role and what it says; see `Message` for the parts."""
 
     role: Role
     content: str
+    reasoning: str = ""
+    calls: tuple[ToolCall, ...] = ()
+    weight: float = 1.0
+    name: str = ""
+    call_id: str = ""
 
 
 def turns_of(messages: Sequence[Message], *, has_system_role: bool) -> list[Turn]:
-    """Return the turns of a conversation, white space around each content removed.
+    """Return the turns of a conversation, white space around each text removed.
 
     White space at the ends is removed because a tokenizer joins it with what the format writes next to it: a reply
     that begins with a space would begin with another token than the one that follows the prompt at inference.
     Without a system role the system message goes in front of the first user message, where it carries no loss.
     """
-    turns = [Turn(message.role, message.content.strip()) for message in messages]
+    turns = [
+        Turn(one.role, one.content.strip(), one.reasoning.strip(), one.tool_calls, one.weight, one.name, one.call_id)
+        for one in messages
+    ]
     if has_system_role or turns[0].role != "system":
         return turns
     system, first, *rest = turns
-    return [Turn("user", system.content + SYSTEM_SEPARATOR + first.content), *rest]
+    return [first._replace(content=system.content + SYSTEM_SEPARATOR + first.content), *rest]
+
+
+def as_text(turns: Sequence[Turn], tools: Sequence[Any]) -> list[Turn]:
+    """Return the turns for a format that knows texts only: reasoning goes into the reply it leads to.
+
+    Raises:
+        NotTrainable: `no_tool_support`, if there are tools or calls.
+    """
+    if tools or any(turn.calls or turn.role == "tool" for turn in turns):
+        what = "this chat format has no place for tools"
+        raise NotTrainable("no_tool_support", what, fix="use a model whose chat template writes tools, or drop the row")
+    return [with_reasoning_inside(turn) for turn in turns]
+
+
+def with_reasoning_inside(turn: Turn) -> Turn:
+    """Return a turn whose reasoning is written into its content, between `THINK`."""
+    return turn._replace(content=(reasoning_block(turn) + turn.content).strip(), reasoning="")
+
+
+def reasoning_block(turn: Turn) -> str:
+    """Return the reasoning of a turn between `THINK`, or nothing."""
+    return THINK[0] + turn.reasoning + THINK[1] if turn.reasoning else ""
+
+
+def taught(messages: Sequence[Message]) -> Sequence[Message]:
+    """Return the messages up to and with the last reply that carries loss: what follows it teaches nothing."""
+    ends = [place for place, one in enumerate(messages, start=1) if one.role == "assistant" and one.weight]
+    return messages[: max(ends, default=0)]
+
+
+def masks_reasoning(turns: Sequence[Turn], reply: int, train_reasoning: str) -> bool:
+    """Say whether the reasoning of a reply carries no loss; `turns` end with the last reply that is trained."""
+    is_last = reply == len(turns) - 1
+    return bool(turns[reply].reasoning) and (train_reasoning == "none" or (train_reasoning == "last" and not is_last))
+
+
+def num_common(left: Sequence[object], right: Sequence[object]) -> int:
+    """Return how many items two sequences begin with alike."""
+    shorter = min(len(left), len(right))
+    return next((place for place in range(shorter) if left[place] != right[place]), shorter)
+
+
+def typed_json(turns: Sequence[Turn], tools: Sequence[Any]) -> str:
+    """Return what a row brings in beside its texts, tools and calls, as one text that holds all their characters."""
+    calls = [text for turn in turns for call in turn.calls for text in (call.name, call.arguments, call.id)]
+    names = [text for turn in turns for text in (turn.name, turn.call_id)]
+    return (
+        "\n".join([json.dumps(list(tools), ensure_ascii=False), *calls, *names]) if tools or calls or any(names) else ""
+    )

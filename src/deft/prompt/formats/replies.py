@@ -1,0 +1,208 @@
+"""One reply as it is served: the prompt that inference feeds, what the model has to write after it, and how that ends.
+
+In: the turns up to and with the reply. Out: a `Served` reply, which is text and places in it; `template` makes ids of
+it. The reply is what the template writes for it as the last turn. Where the prompt that asks for it ends otherwise than
+the turn begins (an empty thinking block that history lacks, an opened one), the prompt counts: it is what is served.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from deft.errors import NotTrainable
+from deft.prompt.formats.endings import Ending
+from deft.prompt.formats.kinds import Tools
+from deft.prompt.formats.rendering import LAYOUTS, REMEDY, Rendered, Renderer, Slot, mark, marked, rewrites
+from deft.prompt.formats.turns import THINK, Turn, num_common
+from deft.prompt.guard import Content
+
+TAGS = tuple((opening.strip(), close.strip()) for opening, close in LAYOUTS)
+
+
+class Served(NamedTuple):
+    """A reply behind its prompt, `text[:start]`; all of the rest is what the model has to write.
+
+    `contents` are the texts of the row in it; `said` is where the reply's text begins that is not reasoning.
+    """
+
+    text: str
+    start: int
+    said: int
+    contents: list[Content]
+
+
+class Ask(NamedTuple):
+    """A reply to be built: the turns up to and with it, the prompt for it, and all turns with it as the last."""
+
+    renderer: Renderer
+    turns: Sequence[Turn]
+    tools: Tools
+    prompt: Rendered
+    whole: Rendered
+
+    @property
+    def reply(self) -> int:
+        """The place of the reply among the turns."""
+        return len(self.turns) - 1
+
+    @property
+    def turn(self) -> Turn:
+        """The reply."""
+        return self.turns[-1]
+
+
+def served(renderer: Renderer, turns: Sequence[Turn], tools: Tools, ending: Ending) -> Served:
+    """Return the last of `turns`, a reply, as it is served.
+
+    Raises:
+        NotTrainable: with the reason, if the template does not show what was written, or does not let it follow the
+            prompt.
+    """
+    prompt = renderer.rendered(turns[:-1], tools, for_reply=True)
+    whole = renderer.rendered(turns, tools, for_reply=False)
+    ask = Ask(renderer, turns, tools, prompt, whole)
+    own = own_texts(ask)
+    place, surplus = beginning(ask, own)
+    others = [content for slot, content in whole.contents.items() if slot.turn != ask.reply]
+    if any(place <= one.start < content.start for content in own.values() for one in others):
+        raise rewrites("another message stands between the prompt and the reply", whole.text[place:])
+    written = whole.text[place:]
+    if not written.endswith(ending.written):
+        raise no_end(written)
+    thought = thinking(ask, surplus, written, is_shown="reasoning" in own)
+    text = prompt.text + "".join(thought)
+    shift = len(text) - place
+    contents = [Content(one.start + shift, one.end + shift, True) for one in own.values()]
+    said = own["content"].start + shift if "content" in own else len(text)
+    if thought.text:
+        start = len(prompt.text) + len(thought.before)
+        contents.append(Content(start, start + len(thought.text), True))
+    elif "reasoning" in own and "content" not in own:
+        said = own["reasoning"].end + shift
+    text += written[: len(written) - len(ending.written)] + ending.closing
+    return Served(text=text, start=len(prompt.text), said=said, contents=sorted([*prompt.contents.values(), *contents]))
+
+
+def own_texts(ask: Ask) -> dict[str, Content]:
+    """Return where the content and the reasoning of the reply stand.
+
+    Raises:
+        NotTrainable: `template_rewrites_reply`, if the content is not shown as it is.
+    """
+    own: dict[str, Content] = {slot.part: at for slot, at in ask.whole.contents.items() if slot.turn == ask.reply}
+    if ask.turn.content and "content" not in own:
+        raise NotTrainable(
+            "template_rewrites_reply",
+            "the template does not show a reply as it is, so what is trained would not be what was written",
+            got=ask.turn.content,
+            fix="write the reply as the template does (thinking belongs in front of it, or in `reasoning_content`)",
+        )
+    return own
+
+
+def beginning(ask: Ask, own: dict[str, Content]) -> tuple[int, str]:
+    """Return where in `whole` that begins which follows the prompt, and what the prompt has that `whole` lacks there.
+
+    Raises:
+        NotTrainable: `template_rewrites_history`, if the turn begins in another way than the prompt for it.
+    """
+    if ask.whole.text.startswith(ask.prompt.text):
+        return len(ask.prompt.text), ""
+    asks = after_last_text(ask, for_reply=True)
+    turn = after_last_text(ask, for_reply=False)
+    begins = len(ask.whole.text) - len(turn)
+    first_own = min((content.start for content in own.values()), default=len(ask.whole.text))
+    common = min(num_common(asks, turn), first_own - begins)
+    surplus, skipped = asks[common:], turn[common : first_own - begins]
+    if not surplus.strip():
+        return begins + common, ""
+    if not own:
+        return begins + common, surplus
+    if skipped.strip():
+        raise NotTrainable(
+            "template_rewrites_history",
+            "the prompt that the template writes for a reply is not how the turn with the reply begins",
+            got=f"the prompt ends with {asks[-80:]!r}, the turn begins with {turn[:80]!r}",
+            fix="try other --template-kwargs (such as enable_thinking), or " + REMEDY,
+        )
+    return first_own, surplus
+
+
+def after_last_text(ask: Ask, *, for_reply: bool) -> str:
+    """Return what stands behind the text of the turn before the reply, in the prompt or in all turns.
+
+    Raises:
+        NotTrainable: `template_rewrites_content`, if that cannot be told.
+    """
+    rendered, turns = (ask.prompt, ask.turns[:-1]) if for_reply else (ask.whole, ask.turns)
+    slot = Slot(ask.reply - 1, "content")
+    if slot in rendered.contents:
+        return rendered.text[rendered.contents[slot].end :]
+    behind = ask.renderer.text(marked(turns, [slot]), ask.tools, for_reply=for_reply).rpartition(mark(slot))[2]
+    if not rendered.text.endswith(behind):
+        raise rewrites("the template does not show the messages as they are", rendered.text)
+    return behind
+
+
+class Thought(NamedTuple):
+    """What the model has to write of a thinking block that `whole` lacks: tags around the reasoning, if any."""
+
+    before: str = ""
+    text: str = ""
+    after: str = ""
+
+
+def thinking(ask: Ask, surplus: str, written: str, *, is_shown: bool) -> Thought:
+    """Return the part of the thinking block that stands between a prompt and what the template writes for a reply.
+
+    Raises:
+        NotTrainable: `reasoning_not_served`, if the row has reasoning and the prompt leaves no room for it.
+    """
+    prompt, reasoning = ask.prompt.text, ask.turn.reasoning
+    opened = open_tag(prompt)
+    if reasoning and (closes_at_end(surplus) or (not is_shown and not opened and closes_at_end(prompt))):
+        raise NotTrainable(
+            "reasoning_not_served",
+            "the prompt that the template writes closes the thinking, and the row has reasoning",
+            got=prompt[-80:],
+            fix="--template-kwargs '{\"enable_thinking\": true}' (the name may differ), or take the reasoning out",
+        )
+    if not reasoning:
+        return Thought(after=closing_tag(*opened)) if opened and surplus else Thought()
+    if is_shown:
+        return Thought()
+    if opened:
+        closes_itself = written.lstrip().startswith(opened[0])
+        return Thought(text=reasoning, after="" if closes_itself else closing_tag(*opened))
+    before, after = tags_of(ask.renderer.template)
+    return Thought(before, reasoning, after)
+
+
+def open_tag(prompt: str) -> tuple[str, bool] | None:
+    """Return what closes the thinking that a prompt opens at its end, and whether a line ends after the opening tag."""
+    end = prompt.rstrip()
+    return next(((close, end != prompt) for opening, close in TAGS if end.endswith(opening)), None)
+
+
+def closes_at_end(prompt: str) -> bool:
+    """Say whether a prompt, or a part of it, ends with a closed thinking block."""
+    return any(prompt.rstrip().endswith(close) for _, close in TAGS)
+
+
+def closing_tag(close: str, on_own_line: bool) -> str:
+    """Return what closes thinking, in the layout that the opening has."""
+    return f"\n{close}\n\n" if on_own_line else close
+
+
+def tags_of(template: str) -> tuple[str, str]:
+    """Return what stands around reasoning that a template does not write itself: the tags that it names."""
+    return next(((opening, close) for opening, close in LAYOUTS if close.strip() in template), THINK)
+
+
+def no_end(written: str) -> NotTrainable:
+    """Return the refusal of a reply that ends in another way than the template's replies do."""
+    return NotTrainable(
+        "no_end_of_turn",
+        "the template ends this reply in another way than replies before a next turn, so its end cannot be told",
+        got=written[-40:],
+        fix="shorten the conversation to this reply, or " + REMEDY,
+    )
