@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from deft.errors import UserError
 
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
+THINK_BLOCK = re.compile(r"\s*<think>(?P<reasoning>.*?)</think>\s*", re.DOTALL)
 IGNORED_LABEL = -100
 """The label of a token that carries no loss (the convention of PyTorch's cross-entropy)."""
 
@@ -82,6 +84,15 @@ class Message:
         if not (isinstance(self.weight, int | float) and math.isfinite(self.weight) and self.weight >= 0):
             raise UserError("the loss weight of a reply is not a number from 0 on", got=self.weight, fix="write 0 or 1")
         check_characters(f"the {self.role} message", self.content + self.reasoning)
+
+
+def split_reasoning(content: str) -> tuple[str, str]:
+    """Return the reasoning that stands at the head of a reply as `<think>…</think>`, and the reply after it.
+
+    An empty block is no reasoning; a block that is not closed is text.
+    """
+    found = THINK_BLOCK.match(content)
+    return (found["reasoning"].strip(), content[found.end() :]) if found else ("", content)
 
 
 def check_characters(what: str, text: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from deft.prompt.formats.kinds import Encoded
 from deft.types import Message
 
 FIXTURES = Path(__file__).resolve().parents[3] / "shared" / "fixtures"
@@ -156,6 +157,12 @@ def chat(*contents: str, system: str | None = None) -> list[Message]:
     roles = ("user", "assistant")
     turns = [Message(role=roles[i % 2], content=text) for i, text in enumerate(contents)]
     return [Message(role="system", content=system), *turns] if system else turns
+
+
+def only(encoded: list[Encoded]) -> tuple[list[int], list[bool]]:
+    """Return the ids of the one sequence that a conversation became, and which of them carry loss."""
+    [one] = encoded
+    return one.ids, [weight > 0 for weight in one.weights]
 
 
 def trained_texts(tokenizer, encoded) -> list[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_tokenizers import CHATML, chat, chatml_tokenizer, fixture_folder, role_tokenizer
+from chat_tokenizers import CHATML, chat, chatml_tokenizer, fixture_folder, only, role_tokenizer
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
@@ -47,7 +47,7 @@ def checkpoint(folder: Path, generation_config: Any) -> Path:
 def test_the_encoding_spelled_out(tokenizer: Baichuan2Tokenizer) -> None:
     chat_format = BaichuanChatFormat(tokenizer)
     one, two, three, four = (tokenizer.encode(text) for text in ("法国的首都？", "巴黎。", "What is 3 + 4?", "7."))
-    ids, trained = chat_format.encode_conversation(TWO_TURNS)
+    ids, trained = only(chat_format.encode_conversation(TWO_TURNS))
     assert ids == [195, *one, 196, *two, 195, *three, 196, *four, 2]
     assert trained == (
         [False] * (1 + len(one) + 1)
@@ -77,7 +77,7 @@ def test_every_reply_is_taught_to_end_with_eos(tokenizer: Baichuan2Tokenizer) ->
 def test_the_system_text_stands_in_front_without_a_role_token(tokenizer: Baichuan2Tokenizer) -> None:
     chat_format = BaichuanChatFormat(tokenizer)
     system = tokenizer.encode("你是小助手。")
-    ids, trained = chat_format.encode_conversation(chat("你好", "您好！", system="你是小助手。 "))
+    ids, trained = only(chat_format.encode_conversation(chat("你好", "您好！", system="你是小助手。 ")))
     assert ids == [*system, 195, *tokenizer.encode("你好"), 196, *tokenizer.encode("您好！"), 2]
     assert trained.index(True) == ids.index(196) + 1  # the first user token after the system text carries no loss
     assert chat_format.encode_prompt(chat("你好", system="你是小助手。"))[: len(system) + 1] == [*system, 195]
@@ -125,7 +125,7 @@ def test_another_vocabulary_is_refused() -> None:
 def test_the_ancestors_encoding_spelled_out(tokenizer: Baichuan2Tokenizer) -> None:
     chat_format = RoleTokenFormat(tokenizer)
     one, two = tokenizer.encode("你好<s"), tokenizer.encode("您好！")
-    ids, trained = chat_format.encode_conversation(chat("你好<s", " 您好！"))
+    ids, trained = only(chat_format.encode_conversation(chat("你好<s", " 您好！")))
     assert ids == [197, *one, 199, 198, *two, 199]
     assert trained == [False] * (len(one) + 3) + [True] * (len(two) + 1)
     assert chat_format.trained_as == {}
@@ -209,12 +209,12 @@ def test_the_real_vocabulary(tmp_path: Path) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), bos_token="<s>", eos_token="</s>", unk_token="<unk>")
     assert find_chat_format(tokenizer, tmp_path).kind == "role_tokens"
     chat_format = find_chat_format(tokenizer, checkpoint(tmp_path, CHAT))
-    ids, trained = chat_format.encode_conversation(chat("你好<reserved_107>", "您好！"))
+    ids, trained = only(chat_format.encode_conversation(chat("你好<reserved_107>", "您好！")))
     assert chat_format.kind == "baichuan_chat"
     assert [ids.count(index) for index in (2, 195, 196)] == [1, 1, 1]
     start = ids.index(196) + 1
     assert trained == [False] * start + [True] * (len(ids) - start)
     # a reply may hold added tokens that are not special, but none of these
     tokenizer.add_tokens([AddedToken(f"<reserved_{number}>", normalized=False) for number in (106, 107)])
-    ids, _ = BaichuanChatFormat(tokenizer).encode_conversation(chat("你好", "好<reserved_106><reserved_107>"))
+    ids, _ = only(BaichuanChatFormat(tokenizer).encode_conversation(chat("你好", "好<reserved_106><reserved_107>")))
     assert [ids.count(index) for index in (195, 196)] == [1, 1]

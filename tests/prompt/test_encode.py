@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from chat_tokenizers import CHATML, chat, chatml_tokenizer, llama3_tokenizer, role_tokenizer
+from chat_tokenizers import CHATML, chat, chatml_tokenizer, llama3_tokenizer, only, role_tokenizer
 
 from deft.errors import NotTrainable, UserError
 from deft.prompt.encode import encode_example, encode_examples, fit_prompt
@@ -15,7 +15,7 @@ def example(*contents: str, system: str | None = None) -> Example:
 
 
 def length_of(chat_format, *contents, system=None) -> int:
-    return len(chat_format.encode_conversation(chat(*contents, system=system))[0])
+    return len(only(chat_format.encode_conversation(chat(*contents, system=system)))[0])
 
 
 FORMATS = [chat_format_for(role_tokenizer()), chat_format_for(chatml_tokenizer()), chat_format_for(llama3_tokenizer())]
@@ -26,7 +26,7 @@ each_format = pytest.mark.parametrize("chat_format", FORMATS, ids=["roles", "cha
 def test_labels_are_the_trained_ids(chat_format):
     row = example(*SIX, system="简短回答")
     sequence = encode_example(row, chat_format, max_length_tokens=4096)
-    ids, trained = chat_format.encode_conversation(row.messages)
+    ids, trained = only(chat_format.encode_conversation(row.messages))
     assert sequence.input_ids.tolist() == ids
     assert sequence.labels.tolist() == [i if t else IGNORED_LABEL for i, t in zip(ids, trained, strict=True)]
     assert sequence.input_ids.dtype == sequence.labels.dtype == np.int32
@@ -38,9 +38,9 @@ def test_the_oldest_exchanges_go_whole_and_the_system_message_stays(chat_format)
     row = example(*SIX, system="简短回答")
     for kept, shorter in ((6, 4), (4, 2)):
         fits = length_of(chat_format, *SIX[-kept:], system="简短回答")
-        whole = chat_format.encode_conversation(chat(*SIX[-kept:], system="简短回答"))[0]
+        whole = only(chat_format.encode_conversation(chat(*SIX[-kept:], system="简短回答")))[0]
         assert encode_example(row, chat_format, max_length_tokens=fits).input_ids.tolist() == whole
-        less = chat_format.encode_conversation(chat(*SIX[-shorter:], system="简短回答"))[0]
+        less = only(chat_format.encode_conversation(chat(*SIX[-shorter:], system="简短回答")))[0]
         assert encode_example(row, chat_format, max_length_tokens=fits - 1).input_ids.tolist() == less
 
 

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from chat_tokenizers import byte_tokenizer, chat, chatml_tokenizer, fixture_folder, role_tokenizer, trained_texts
+from chat_tokenizers import byte_tokenizer, chat, chatml_tokenizer, fixture_folder, only, role_tokenizer, trained_texts
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
@@ -20,7 +20,7 @@ def test_the_encoding_spelled_out():
     chat_format = RoleTokenFormat(tokenizer)
     user, assistant, eot = tokenizer.convert_tokens_to_ids(["<user>", "<assistant>", "<eot>"])
     ids = {text: tokenizer.encode(text, add_special_tokens=False) for text in ("你好", "您好！", "Hi", "7.")}
-    encoded, trained = chat_format.encode_conversation(chat("你好", "您好！", "Hi", "7."))
+    encoded, trained = only(chat_format.encode_conversation(chat("你好", "您好！", "Hi", "7.")))
     assert encoded == [
         *[user, *ids["你好"], eot, assistant, *ids["您好！"], eot],
         *[user, *ids["Hi"], eot, assistant, *ids["7."], eot],
@@ -35,7 +35,7 @@ def test_the_encoding_spelled_out():
 def test_trained_text_and_prompt():
     tokenizer = role_tokenizer()
     chat_format = RoleTokenFormat(tokenizer)
-    encoded = chat_format.encode_conversation(TWO_TURNS)
+    encoded = only(chat_format.encode_conversation(TWO_TURNS))
     assert trained_texts(tokenizer, encoded) == ["巴黎。<eot>", "7, of course.<eot>"]
     prompt = "<user>法国的首都是哪里？<eot><assistant>巴黎。<eot><user>What is 3 + 4?<eot><assistant>"
     assert chat_format.render_prompt(TWO_TURNS[:3]) == prompt
@@ -46,7 +46,7 @@ def test_the_system_message_goes_before_the_first_user_message_and_is_not_traine
     tokenizer = role_tokenizer()
     chat_format = RoleTokenFormat(tokenizer)
     messages = chat("你好", "您好！", "再见", "再会", system="你是小助手。")
-    encoded = chat_format.encode_conversation(messages)
+    encoded = only(chat_format.encode_conversation(messages))
     assert tokenizer.decode(encoded[0]) == (
         "<user>你是小助手。\n\n你好<eot><assistant>您好！<eot><user>再见<eot><assistant>再会<eot>"
     )
@@ -97,7 +97,7 @@ def test_baichuan2_uses_its_reserved_ids():
     assert add_role_tokens(tokenizer) == 0
     chat_format = RoleTokenFormat(tokenizer)
     assert chat_format.stop_token_ids == (1, 2, 0, 199, 197, 198)
-    ids, trained = chat_format.encode_conversation(chat("你好<reserved_110>", "您好！</s>"))
+    ids, trained = only(chat_format.encode_conversation(chat("你好<reserved_110>", "您好！</s>")))
     assert ids[:3] == [197, *tokenizer.encode("你好", add_special_tokens=False)]
     assert [ids.count(index) for index in (1, 2, 197, 198, 199)] == [0, 0, 1, 1, 2]
     start = ids.index(198) + 1
@@ -110,7 +110,7 @@ def test_chinese_llama_adds_three_tokens():
     assert add_role_tokens(tokenizer) == 3
     chat_format = RoleTokenFormat(tokenizer)
     assert chat_format.role_ids == (49953, 49954, 49955)
-    ids, _ = chat_format.encode_conversation(chat("你好", "hi<eot>"))
+    ids, _ = only(chat_format.encode_conversation(chat("你好", "hi<eot>")))
     # 42390 is ▁你好 and 7251 is ▁hi: contents begin with the space that the ancestor's did
     assert ids[:5] == [49953, 42390, 49955, 49954, 7251]
     assert ids[-1] == 49955
@@ -131,7 +131,7 @@ def test_a_base_model_that_never_read_a_text_without_bos_reads_none(tmp_path):
     tokenizer = bos_tokenizer()
     chat_format, num_added = chat_format_to_train(tokenizer, tmp_path)
     assert num_added == 3
-    ids, trained = chat_format.encode_conversation(TWO_TURNS)
+    ids, trained = only(chat_format.encode_conversation(TWO_TURNS))
     assert tokenizer.decode(ids) == (
         "<s><user>法国的首都是哪里？<eot><assistant>巴黎。<eot><user>What is 3 + 4?<eot><assistant>7, of course.<eot>"
     )

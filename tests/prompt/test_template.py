@@ -10,6 +10,7 @@ from chat_tokenizers import (
     gemma3_tokenizer,
     llama3_tokenizer,
     mistral_tokenizer,
+    only,
     trained_texts,
 )
 
@@ -21,7 +22,7 @@ TWO_TURNS = chat("法国的首都是哪里？", "巴黎。", " What is 3 + 4? ",
 
 def check_prompts(chat_format: TemplateFormat, messages, num_replies: int) -> None:
     """Every reply's prompt, as inference encodes it, is a beginning of the row and is followed by trained tokens."""
-    ids, trained = chat_format.encode_conversation(messages)
+    ids, trained = only(chat_format.encode_conversation(messages))
     replies = [i for i, message in enumerate(messages) if message.role == "assistant"]
     assert len(replies) == num_replies
     for i in replies:
@@ -35,10 +36,10 @@ def check_prompts(chat_format: TemplateFormat, messages, num_replies: int) -> No
 def test_chatml(template):
     tokenizer = chatml_tokenizer(template)
     chat_format = TemplateFormat(tokenizer)
-    encoded = chat_format.encode_conversation(TWO_TURNS)
+    encoded = only(chat_format.encode_conversation(TWO_TURNS))
     assert tokenizer.decode(encoded[0]) == (
         "<|im_start|>user\n法国的首都是哪里？<|im_end|>\n<|im_start|>assistant\n巴黎。<|im_end|>\n"
-        "<|im_start|>user\nWhat is 3 + 4?<|im_end|>\n<|im_start|>assistant\n7, of course.<|im_end|>\n"
+        "<|im_start|>user\nWhat is 3 + 4?<|im_end|>\n<|im_start|>assistant\n7, of course.<|im_end|>"
     )
     assert trained_texts(tokenizer, encoded) == ["巴黎。<|im_end|>", "7, of course.<|im_end|>"]
     assert chat_format.end_of_turn_ids == (tokenizer.convert_tokens_to_ids("<|im_end|>"),)
@@ -51,7 +52,7 @@ def test_the_system_message_is_shown_and_never_trained():
     tokenizer = chatml_tokenizer()
     chat_format = TemplateFormat(tokenizer)
     messages = chat("你好", "您好！", system="你是小助手。")
-    encoded = chat_format.encode_conversation(messages)
+    encoded = only(chat_format.encode_conversation(messages))
     assert trained_texts(tokenizer, encoded) == ["您好！<|im_end|>"]
     assert chat_format.render_prompt(messages[:2]) == (
         "<|im_start|>system\n你是小助手。<|im_end|>\n<|im_start|>user\n你好<|im_end|>\n<|im_start|>assistant\n"
@@ -62,7 +63,7 @@ def test_the_system_message_is_shown_and_never_trained():
 def test_llama3():
     tokenizer = llama3_tokenizer()
     chat_format = TemplateFormat(tokenizer)
-    encoded = chat_format.encode_conversation([*chat("x", system="回答要短。")[:1], *TWO_TURNS])
+    encoded = only(chat_format.encode_conversation([*chat("x", system="回答要短。")[:1], *TWO_TURNS]))
     head = "<|start_header_id|>{}<|end_header_id|>\n\n"
     assert tokenizer.decode(encoded[0]) == (
         "<|begin_of_text|>" + head.format("system") + "Today Date: 26 Jul 2024\n\n回答要短。<|eot_id|>"
@@ -80,11 +81,11 @@ def test_gemma3_folds_the_system_message_itself():
     tokenizer = gemma3_tokenizer()
     chat_format = TemplateFormat(tokenizer)
     assert chat_format.has_system_role
-    encoded = chat_format.encode_conversation([*chat("x", system="Be brief.")[:1], *TWO_TURNS])
+    encoded = only(chat_format.encode_conversation([*chat("x", system="Be brief.")[:1], *TWO_TURNS]))
     assert tokenizer.decode(encoded[0]) == (
         "<bos><start_of_turn>user\nBe brief.\n\n法国的首都是哪里？<end_of_turn>\n"
         "<start_of_turn>model\n巴黎。<end_of_turn>\n"
-        "<start_of_turn>user\nWhat is 3 + 4?<end_of_turn>\n<start_of_turn>model\n7, of course.<end_of_turn>\n"
+        "<start_of_turn>user\nWhat is 3 + 4?<end_of_turn>\n<start_of_turn>model\n7, of course.<end_of_turn>"
     )
     assert trained_texts(tokenizer, encoded) == ["巴黎。<end_of_turn>", "7, of course.<end_of_turn>"]
     ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<end_of_turn>", "<eos>", "<bos>")]
@@ -95,7 +96,7 @@ def test_gemma3_folds_the_system_message_itself():
 def test_mistral_trains_the_space_that_the_model_writes_first():
     tokenizer = mistral_tokenizer()
     chat_format = TemplateFormat(tokenizer)
-    encoded = chat_format.encode_conversation(TWO_TURNS)
+    encoded = only(chat_format.encode_conversation(TWO_TURNS))
     assert tokenizer.decode(encoded[0]) == (
         "<s>[INST] 法国的首都是哪里？ [/INST] 巴黎。</s>[INST] What is 3 + 4? [/INST] 7, of course.</s>"
     )
@@ -109,48 +110,48 @@ def test_a_template_without_system_role_gets_the_system_message_in_the_first_use
     assert not chat_format.has_system_role
     messages = chat("你好", "您好！", system="Answer in Chinese.")
     assert chat_format.render_prompt(messages[:2]) == "<s>[INST] Answer in Chinese.\n\n你好 [/INST]"
-    assert trained_texts(tokenizer, chat_format.encode_conversation(messages)) == [" 您好！</s>"]
+    assert trained_texts(tokenizer, only(chat_format.encode_conversation(messages))) == [" 您好！</s>"]
 
 
-def test_qwen3_trains_the_empty_thinking_of_the_last_turn_only():
+def sequences(tokenizer, chat_format, messages, tools=(), **options) -> list[tuple[str, list[str]]]:
+    """Return each sequence of a conversation: its text, and the texts that carry loss."""
+    found = chat_format.encode_conversation(messages, tools, **options)
+    return [(tokenizer.decode(one.ids), trained_texts(tokenizer, only([one]))) for one in found]
+
+
+def test_qwen3_trains_every_turn_alike_each_behind_its_own_prompt():
+    tokenizer = chatml_tokenizer(QWEN3)
+    first, second = sequences(tokenizer, TemplateFormat(tokenizer), TWO_TURNS)
+    assert first[1] == ["<think>\n\n</think>\n\n巴黎。<|im_end|>"]
+    assert second[1] == ["<think>\n\n</think>\n\n7, of course.<|im_end|>"]
+    assert "<|im_start|>assistant\n巴黎。<|im_end|>\n<|im_start|>user\nWhat is" in second[0]
+
+
+def test_qwen3_thinking_is_laid_out_by_the_template_wherever_it_stands_in_the_row():
     tokenizer = chatml_tokenizer(QWEN3)
     chat_format = TemplateFormat(tokenizer)
-    encoded = chat_format.encode_conversation(TWO_TURNS)
-    assert trained_texts(tokenizer, encoded) == [
-        "巴黎。<|im_end|>",
-        "<think>\n\n</think>\n\n7, of course.<|im_end|>",
-    ]
-    check_prompts(chat_format, TWO_TURNS, 2)
+    expected = ["<think>\n三加四\n</think>\n\n七<|im_end|>"]
+    for reply in ("<think>三加四</think>七", "<think>\n三加四\n</think>\n\n七", " <think>\n\n三加四</think>\n七 "):
+        [(text, trained)] = sequences(tokenizer, chat_format, chat("3+4?", reply))
+        assert trained == expected
+        assert tokenizer.encode(text).count(tokenizer.convert_tokens_to_ids("<think>")) == 1
 
 
-def test_qwen3_thinking_in_the_last_reply_is_trained_as_it_is():
+def test_reasoning_of_earlier_replies_stands_before_them_with_loss_or_without():
     tokenizer = chatml_tokenizer(QWEN3)
     chat_format = TemplateFormat(tokenizer)
-    messages = chat("1+1?", "二", "3+4?", "<think>\n三加四，等于七。\n</think>\n\n答案是 7。")
-    encoded = chat_format.encode_conversation(messages)
-    assert trained_texts(tokenizer, encoded) == [
-        "二<|im_end|>",
-        "<think>\n三加四，等于七。\n</think>\n\n答案是 7。<|im_end|>",
-    ]
-    assert tokenizer.convert_tokens_to_ids("<think>") in encoded[0]
-    check_prompts(chat_format, messages, 2)
-
-
-def test_qwen3_thinking_in_an_earlier_reply_is_refused_in_training_and_left_out_at_inference():
-    chat_format = TemplateFormat(chatml_tokenizer(QWEN3))
-    messages = chat("1+1?", "<think>\n一加一\n</think>\n\n二", "3+4?", "七")
-    with pytest.raises(NotTrainable) as refusal:
-        chat_format.encode_conversation(messages)
-    assert refusal.value.reason == "template_rewrites_reply"
+    messages = chat("1+1?", "<think>一加一</think>二", "3+4?", "<think>三加四</think>七")
+    thought, later = "<think>\n一加一\n</think>\n\n", "<think>\n三加四\n</think>\n\n"
+    for option, expected in {
+        "last": (["二<|im_end|>"], [later + "七<|im_end|>"]),
+        "all": ([thought + "二<|im_end|>"], [later + "七<|im_end|>"]),
+        "none": (["二<|im_end|>"], ["七<|im_end|>"]),
+    }.items():
+        first, second = sequences(tokenizer, chat_format, messages, train_reasoning=option)
+        assert (first[1], second[1]) == expected
+        assert thought in first[0] and thought not in second[0] and later in second[0]
     prompt = chat_format.encode_prompt(messages[:3])
     assert prompt == chat_format.encode_prompt(chat("1+1?", "二", "3+4?"))
-
-
-def test_thinking_that_the_template_lays_out_anew_is_refused():
-    chat_format = TemplateFormat(chatml_tokenizer(QWEN3))
-    with pytest.raises(NotTrainable) as refusal:
-        chat_format.encode_conversation(chat("3+4?", "<think>三加四</think>七"))
-    assert refusal.value.reason == "template_rewrites_reply"
 
 
 def test_a_rewritten_reply_cannot_bring_a_special_token():
@@ -165,13 +166,17 @@ def test_a_rewritten_reply_cannot_bring_a_special_token():
     assert refusal.value.reason == "control_token_in_text"
 
 
-def test_without_thinking_qwen3_trains_one_exchange_and_refuses_two():
+def test_without_thinking_the_empty_block_belongs_to_the_prompt():
     tokenizer = chatml_tokenizer(QWEN3)
     chat_format = TemplateFormat(tokenizer, template_kwargs={"enable_thinking": False})
-    assert trained_texts(tokenizer, chat_format.encode_conversation(TWO_TURNS[:2])) == ["巴黎。<|im_end|>"]
+    first, second = sequences(tokenizer, chat_format, TWO_TURNS)
+    assert first[1] == ["巴黎。<|im_end|>"]
+    assert second[0].endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n7, of course.<|im_end|>")
+    assert second[1] == ["7, of course.<|im_end|>"]
     with pytest.raises(NotTrainable) as refusal:
-        chat_format.encode_conversation(TWO_TURNS)
-    assert refusal.value.reason == "template_rewrites_history"
+        chat_format.encode_conversation(chat("3+4?", "<think>三加四</think>七"))
+    assert refusal.value.reason == "reasoning_not_served"
+    assert "--template-kwargs" in (refusal.value.fix or "")
 
 
 def test_no_end_of_turn_is_refused():
@@ -182,12 +187,14 @@ def test_no_end_of_turn_is_refused():
     assert "role_tokens" in (refusal.value.fix or "")
 
 
-def test_only_white_space_may_stand_before_the_end_of_turn():
+def test_all_that_the_template_writes_before_the_end_of_turn_is_trained():
     spaced = chatml_tokenizer(CHATML.replace("m.content ~ '<|im_end|>", "m.content ~ '\n<|im_end|>"))
-    encoded = TemplateFormat(spaced).encode_conversation(TWO_TURNS)
+    encoded = only(TemplateFormat(spaced).encode_conversation(TWO_TURNS))
     assert trained_texts(spaced, encoded) == ["巴黎。\n<|im_end|>", "7, of course.\n<|im_end|>"]
-    with pytest.raises(UserError, match="no_end_of_turn"):
-        TemplateFormat(chatml_tokenizer(CHATML.replace("m.content ~ '<|im_end|>", "m.content ~ ' Over.<|im_end|>")))
+    over = chatml_tokenizer(CHATML.replace("m.content ~ '<|im_end|>", "m.content ~ ' Over.<|im_end|>"))
+    assert trained_texts(over, only(TemplateFormat(over).encode_conversation(TWO_TURNS[:2]))) == [
+        "巴黎。 Over.<|im_end|>"
+    ]
 
 
 def test_chatml_on_a_tokenizer_without_its_tokens_is_refused():
@@ -217,14 +224,16 @@ def test_templates_that_change_what_was_said_are_refused(changed, reason):
         TemplateFormat(chatml_tokenizer(CHATML.replace("m.content", changed)))
 
 
-def test_a_template_that_rewrites_history_is_refused_row_by_row():
+def test_a_template_that_rewrites_history_gives_each_reply_a_sequence():
     last_user = "'(now) ' if m.role == 'user' and loop.index >= messages|length - 1 else ''"
-    chat_format = TemplateFormat(chatml_tokenizer(CHATML.replace("m.content", f"({last_user}) ~ m.content")))
-    tokenizer = chatml_tokenizer()
-    assert trained_texts(tokenizer, chat_format.encode_conversation(TWO_TURNS[:2])) == ["巴黎。<|im_end|>"]
-    with pytest.raises(NotTrainable) as refusal:
-        chat_format.encode_conversation(TWO_TURNS)
-    assert refusal.value.reason == "template_rewrites_history"
+    tokenizer = chatml_tokenizer(CHATML.replace("m.content", f"({last_user}) ~ m.content"))
+    first, second = sequences(tokenizer, TemplateFormat(tokenizer), TWO_TURNS)
+    assert first[0] == ("<|im_start|>user\n(now) 法国的首都是哪里？<|im_end|>\n<|im_start|>assistant\n巴黎。<|im_end|>")
+    assert second[0] == (
+        "<|im_start|>user\n法国的首都是哪里？<|im_end|>\n<|im_start|>assistant\n巴黎。<|im_end|>\n"
+        "<|im_start|>user\n(now) What is 3 + 4?<|im_end|>\n<|im_start|>assistant\n7, of course.<|im_end|>"
+    )
+    assert (first[1], second[1]) == (["巴黎。<|im_end|>"], ["7, of course.<|im_end|>"])
 
 
 def test_a_prompt_that_is_no_beginning_of_the_row_is_refused():
@@ -233,15 +242,16 @@ def test_a_prompt_that_is_no_beginning_of_the_row_is_refused():
         TemplateFormat(chatml_tokenizer(numbered))
 
 
-def test_a_token_over_the_boundary_is_refused():
+def test_no_token_reaches_from_the_prompt_into_a_reply():
     template = CHATML.replace("~ '\n' ~ m.content", "~ ' Par' ~ m.content").replace("assistant\n", "assistant Par")
     tokenizer = byte_tokenizer(["<|im_start|>", "<|im_end|>"], chat_template=template)
     assert len(tokenizer.encode(" Paris")) < len(tokenizer.encode(" Par") + tokenizer.encode("is"))
     chat_format = TemplateFormat(tokenizer)
-    assert trained_texts(tokenizer, chat_format.encode_conversation(chat("巴黎？", "巴黎"))) == ["巴黎<|im_end|>"]
-    with pytest.raises(NotTrainable) as refusal:
-        chat_format.encode_conversation(chat("巴黎用英语怎么写？", "is"))
-    assert refusal.value.reason == "boundary_token_merges"
+    messages = chat("巴黎用英语怎么写？", "is")
+    [one] = chat_format.encode_conversation(messages)
+    prompt = chat_format.encode_prompt(messages[:1])
+    assert one.ids == prompt + tokenizer.encode("is") + tokenizer.encode("<|im_end|>")
+    assert one.weights == [0.0] * len(prompt) + [1.0] * (len(one.ids) - len(prompt))
 
 
 def test_without_a_template_there_is_no_template_format():
@@ -263,8 +273,8 @@ def test_a_given_date_is_kept():
 
 def test_white_space_around_contents_changes_nothing():
     chat_format = TemplateFormat(chatml_tokenizer())
-    assert chat_format.encode_conversation(chat(" 你好\n", "\t您好！ ")) == chat_format.encode_conversation(
-        chat("你好", "您好！")
+    assert only(chat_format.encode_conversation(chat(" 你好\n", "\t您好！ "))) == only(
+        chat_format.encode_conversation(chat("你好", "您好！"))
     )
 
 

@@ -103,6 +103,10 @@ class Guard:
         """Return where the special tokens that `text` spells begin and end, from left to right."""
         return [match.span() for match in self._pattern.finditer(text) if match.group() in self._special]
 
+    def has_plain_control(self, text: str) -> bool:
+        """Say whether `text` spells a control token that is not special."""
+        return any(found not in self._special for found in self._pattern.findall(text))
+
     def special_ids(self, text: str) -> list[int]:
         """Return the ids of the special tokens that `text` spells, from left to right."""
         return [self._special[found] for found in self._pattern.findall(text) if found in self._special]

@@ -16,7 +16,8 @@ from deft.prompt.formats.turns import Turn, num_common
 from deft.prompt.guard import Guard
 from deft.types import ToolCall
 
-MARK, LATER, EARLIER = "\ue000Said\ue001", "\ue000Later\ue001", "\ue000Earlier\ue001"
+MARK, LATER, EARLIER = "MarkOfReply", "MarkOfLater", "MarkOfEarlier"
+"""Letters alone: calls and results may be written as JSON that escapes others."""
 
 
 class Ending(NamedTuple):
@@ -34,10 +35,11 @@ class Ending(NamedTuple):
 class Endings:
     """Finds how one template ends replies."""
 
-    def __init__(self, renderer: Renderer, guard: Guard, eos: str | None) -> None:
+    def __init__(self, renderer: Renderer, guard: Guard, *, bos: str | None, eos: str | None) -> None:
         self._renderer = renderer
         self._guard = guard
-        self._eos = eos
+        self._bos = bos or ""
+        self._eos = eos or "\0"
 
     def of_text(self) -> Ending:
         """Return how a reply of text ends.
@@ -48,8 +50,8 @@ class Endings:
         turns = [Turn("user", EARLIER), Turn("assistant", MARK)]
         return self._learned(turns, Turn("user", LATER), tools=())
 
-    def of_calls(self) -> Ending:
-        """Return how a reply that calls a tool ends.
+    def of_calls(self, of_text: Ending) -> Ending:
+        """Return how a reply that calls a tool ends: as one of text does, if the template ends both alike.
 
         Raises:
             NotTrainable: as `of_text` does.
@@ -57,7 +59,10 @@ class Endings:
         call = ToolCall(name="markfunction", arguments=f'{{"key": "{MARK}"}}', id="call00000")
         turns = [Turn("user", EARLIER), Turn("assistant", "", calls=(call,))]
         result = Turn("tool", LATER, name="markfunction", call_id="call00000")
-        return self._learned(turns, result, tools=[PROBE_TOOL] if self._renderer.shows_tools else [])
+        tools = [PROBE_TOOL] if self._renderer.shows_tools else []
+        if of_text.written and self._renderer.text(turns, tools, for_reply=False).endswith(of_text.written):
+            return of_text
+        return self._learned(turns, result, tools=tools)
 
     def _learned(self, turns: Sequence[Turn], later: Turn, *, tools: Tools) -> Ending:
         """Return how the last of `turns`, whose text is `MARK`, ends; `later` is a turn that may follow it."""
@@ -67,37 +72,40 @@ class Endings:
         except NotTrainable:  # some templates know one exchange only
             text = ""
         between = text.rpartition(MARK)[2].partition(LATER)[0] if LATER in text else ""
-        closing = closing_of(as_last, between, text.partition(EARLIER)[0], self._guard)
-        if closing is None:
+        closing = closing_of(as_last, between, text.partition(EARLIER)[0], guard=self._guard, bos=self._bos)
+        if closing is None or (not turns[-1].calls and self._guard.has_plain_control(closing)):
             raise NotTrainable(
                 "no_end_of_turn",
                 "the template writes no special token after a reply, so the model would never learn to stop",
-                got=as_last[:40] or between[:40],
+                got=closing or as_last[:40] or between[:40],
                 fix="add the template's end-of-turn token to the tokenizer's special tokens, or " + REMEDY,
             )
-        before_eos, found, _ = closing.partition(self._eos or "\0")
+        before_eos, found, _ = closing.partition(self._eos)
         closing = before_eos + found  # generation stops there, whatever the template writes after it
         leading = min(self._guard.special_spans(closing)[0][0], num_common(as_last, closing))  # the reply's own end
         return Ending(as_last[leading:], closing[leading:], self._guard.special_ids(closing)[-1])
 
 
-def closing_of(as_last: str, between: str, opening: str, guard: Guard) -> str | None:
+def closing_of(as_last: str, between: str, opening: str, *, guard: Guard, bos: str) -> str | None:
     """Return what ends a reply, or None if no special token follows it.
 
-    `as_last` follows it in the last turn, `between` stands before the next turn's text, `opening` before the first's.
+    `as_last` follows it in the last turn, `between` stands before the next turn's text, `opening` before the first's: a
+    token that opens turns ends none.
     """
-    both = as_last[: num_common(as_last, between)] if between else ""
-    if ends := special_ends(both, guard):
-        return both[: ends[-1]]
-    if ends := special_ends(as_last, guard):  # the last turn ends in its own way
+    num_both = num_common(as_last, between) if between else 0
+    if ends := special_ends(as_last[:num_both], guard):
+        if num_both < len(as_last.rstrip()):  # it goes on in another way: with a turn of the assistant, perhaps
+            opens = next(iter(guard.special_texts(opening.removeprefix(bos))), "\0")
+            ends = [end for end in ends if not as_last[:end].endswith(opens)] or ends
+        return as_last[: ends[-1]]
+    if special_ends(as_last, guard):  # the last turn ends in its own way
         return as_last[: first_run(as_last, guard)]
-    if not (ends := special_ends(between, guard)):
-        return None
-    num_opening = num_common(between[::-1], opening[::-1])
-    ending = between[: len(between) - num_opening]
-    if own := special_ends(ending, guard):
-        return ending[: own[-1]]
-    return between[: ends[0]]
+    before_opening = len(between) - num_common(between[::-1], opening[::-1])
+    if ends := special_ends(between[:before_opening], guard):
+        return between[: ends[-1]]
+    if ends := special_ends(between, guard):
+        return between[: ends[0]]
+    return None
 
 
 def special_ends(text: str, guard: Guard) -> list[int]:

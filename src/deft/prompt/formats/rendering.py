@@ -38,6 +38,7 @@ REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 INSIDE, HIDDEN = "inside", "hidden"
 SHORT_ID = "call{number:05d}"
 """Of nine letters and digits, as Mistral's templates want them."""
+LONG_ID = "call_of_a_function"
 CALL_ID = "functions.{name}:{number}"
 """What Kimi's templates write; others that show an id show any."""
 
@@ -111,6 +112,10 @@ class Renderer:
         self._arguments_as_text = False
         self._empty_content: str | None = ""
         self._short_ids = False
+        self._takes_parts = False
+        if "?mark" not in self._tried([{"role": "user", "content": "?mark"}]):  # templates of models that see images
+            parts = [{"type": "text", "text": "?mark"}]
+            self._takes_parts = "?mark" in self._tried([{"role": "user", "content": parts}])
 
     # --- texts --------------------------------------------------------------------------------------------------------
 
@@ -142,12 +147,13 @@ class Renderer:
         """Return a turn as templates are given it; keys are there only where they say something."""
         if turn.role == "assistant" and turn.reasoning and self.reasoning == INSIDE:
             turn = with_reasoning_inside(turn)
-        message: dict[str, Any] = {"role": turn.role, "content": turn.content}
+        content = [{"type": "text", "text": turn.content}] if self._takes_parts else turn.content
+        message: dict[str, Any] = {"role": turn.role, "content": content}
         if turn.reasoning and self.reasoning in REASONING_KEYS:
             message[self.reasoning] = turn.reasoning
         if turn.calls:
             message["tool_calls"] = [self._call(call) for call in turn.calls]
-            message["content"] = turn.content or self._empty_content
+            message["content"] = content if turn.content else self._empty_content
         if turn.role == "tool":
             message |= {"name": turn.name} if turn.name else {}
             message |= {"tool_call_id": turn.call_id} if turn.call_id else {}
@@ -163,7 +169,8 @@ class Renderer:
         """Return the text of the turns and where each of their texts stands in it.
 
         Texts of replies that the template writes in another way are left out, as is the reasoning that it drops, and
-        what tools say where it is written as JSON.
+        what tools say where it is written as JSON. In a prompt (`for_reply`) all other texts have to be there; where
+        the last turn is a reply, only that one.
 
         Raises:
             NotTrainable: if a text is not shown as it is, or brings in control tokens that cannot be told apart.
@@ -197,7 +204,8 @@ class Renderer:
         shown = []
         for slot in slots:
             count = text.count(mark(slot))
-            if count > 1 or (count == 0 and slot.part == "content"):
+            needed = slot.part == "content" and (for_reply or slot.turn == len(turns) - 1)
+            if count > 1 or (count == 0 and needed):
                 reason = "template_repeats_content" if count else "template_hides_content"
                 role = turns[slot.turn].role
                 what = f"the template shows the {role} message {count} times instead of once, as it is"
@@ -218,7 +226,7 @@ class Renderer:
                 if filled == text and slot in contents:
                     found[slot] = contents[slot]
                     continue
-            if turns[slot.turn].role not in ("assistant", "tool"):
+            if for_reply and turns[slot.turn].role not in ("assistant", "tool"):
                 raise rewrites("the template does not show the messages as they are", text)
         return found
 
@@ -250,18 +258,18 @@ class Renderer:
         """How the template is given reasoning: under one of `REASONING_KEYS`; `INSIDE` the content, by a template that
         knows nothing of it; or not at all (`HIDDEN`), where it removes it even from the last reply.
         """
-        thought, said = mark(Slot(0, "reasoning")), mark(Slot(0, "content"))
-        asked: dict[str, Any] = {"role": "user", "content": "?"}
+        thought, said = mark(Slot(1, "reasoning")), mark(Slot(1, "content"))
+        asked, reply = self._message(Turn("user", "?")), self._message(Turn("assistant", said))
         for key in REASONING_KEYS:
-            text = self._tried([asked, {"role": "assistant", "content": said, key: thought}])
+            text = self._tried([asked, reply | {key: thought}])
             if thought in text and said in text:
                 return key
-        if any(close.strip() in self.template for _, close in LAYOUTS if close.strip() != THINK[1].strip()):
+        if any(close.strip() in self.template for _, close in LAYOUTS if close != THINK[1]):
             return HIDDEN  # it has tags of its own, and writes them only at times
-        inside = with_reasoning_inside(Turn("assistant", said, thought)).content
-        text = self._tried([asked, {"role": "assistant", "content": inside}])
-        later = self._tried([asked, {"role": "assistant", "content": inside}, asked])
-        return INSIDE if inside in text and (inside in later or not later) else HIDDEN
+        inside = with_reasoning_inside(Turn("assistant", said, thought))
+        text = self._tried([asked, self._message(inside)])
+        later = self._tried([asked, self._message(inside), asked])
+        return INSIDE if inside.content in text and (inside.content in later or not later) else HIDDEN
 
     @cached_property
     def shows_tools(self) -> bool:
@@ -290,8 +298,8 @@ class Renderer:
                 text = self._tried([self._message(turn) for turn in turns])
                 escaped = r"\"key\"" in text  # JSON text that the template wrote as JSON once more
                 if all(part in text for part in ("markfunction", "markvalue", "markresult")) and not escaped:
-                    long = [turn._replace(call_id=turn.call_id and "call_id_1") for turn in turns]
-                    long[1] = long[1]._replace(calls=(turns[1].calls[0].with_id("call_id_1"),))
+                    long = [turn._replace(call_id=turn.call_id and LONG_ID) for turn in turns]
+                    long[1] = long[1]._replace(calls=(turns[1].calls[0].with_id(LONG_ID),))
                     self._short_ids = not self._tried([self._message(turn) for turn in long])
                     return True
         self._arguments_as_text, self._empty_content = False, ""

@@ -5,6 +5,7 @@ it. The reply is what the template writes for it as the last turn. Where the pro
 the turn begins (an empty thinking block that history lacks, an opened one), the prompt counts: it is what is served.
 """
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,10 +13,13 @@ from deft.errors import NotTrainable
 from deft.prompt.formats.endings import Ending
 from deft.prompt.formats.kinds import Tools
 from deft.prompt.formats.rendering import LAYOUTS, REMEDY, Rendered, Renderer, Slot, mark, marked, rewrites
-from deft.prompt.formats.turns import THINK, Turn, num_common
+from deft.prompt.formats.turns import THINK, Turn
 from deft.prompt.guard import Content
 
-TAGS = tuple((opening.strip(), close.strip()) for opening, close in LAYOUTS)
+OPENING, CLOSING = ("|".join(re.escape(tags[part].strip()) for tags in LAYOUTS) for part in (0, 1))
+ENDS_WITH_THINKING = re.compile(rf"(?P<opened>(?:{OPENING})\s*)?(?P<closed>(?:{CLOSING})\s*)?\Z")
+BEGINS_WITH_THINKING = re.compile(rf"\s*(?:(?:{OPENING})\s*)?(?P<closed>(?:{CLOSING})\s*)?")
+CLOSE_OF = {opening.strip(): close.strip() for opening, close in LAYOUTS}
 
 
 class Served(NamedTuple):
@@ -61,16 +65,16 @@ def served(renderer: Renderer, turns: Sequence[Turn], tools: Tools, ending: Endi
     whole = renderer.rendered(turns, tools, for_reply=False)
     ask = Ask(renderer, turns, tools, prompt, whole)
     own = own_texts(ask)
-    place, surplus = beginning(ask, own)
+    begins = beginning(ask, own)
     others = [content for slot, content in whole.contents.items() if slot.turn != ask.reply]
-    if any(place <= one.start < content.start for content in own.values() for one in others):
-        raise rewrites("another message stands between the prompt and the reply", whole.text[place:])
-    written = whole.text[place:]
+    if any(begins.place <= one.start < content.start for content in own.values() for one in others):
+        raise rewrites("another message stands between the prompt and the reply", whole.text[begins.place :])
+    written = whole.text[begins.place :]
     if not written.endswith(ending.written):
         raise no_end(written)
-    thought = thinking(ask, surplus, written, is_shown="reasoning" in own)
+    thought = thinking(ask, begins, written, is_shown="reasoning" in own)
     text = prompt.text + "".join(thought)
-    shift = len(text) - place
+    shift = len(text) - begins.place
     contents = [Content(one.start + shift, one.end + shift, True) for one in own.values()]
     said = own["content"].start + shift if "content" in own else len(text)
     if thought.text:
@@ -99,32 +103,46 @@ def own_texts(ask: Ask) -> dict[str, Content]:
     return own
 
 
-def beginning(ask: Ask, own: dict[str, Content]) -> tuple[int, str]:
-    """Return where in `whole` that begins which follows the prompt, and what the prompt has that `whole` lacks there.
+class Beginning(NamedTuple):
+    """Where in `whole` that begins, at `place`, which follows the prompt.
+
+    `closes` is what the turn has to close its thinking with, before `place`, where the prompt has only opened it.
+    """
+
+    place: int
+    closes: str = ""
+
+
+def beginning(ask: Ask, own: dict[str, Content]) -> Beginning:
+    """Return where the reply begins behind the prompt.
+
+    Thinking blocks count for nothing here: some prompts open or close one that the turn lacks, or has in another way.
 
     Raises:
         NotTrainable: `template_rewrites_history`, if the turn begins in another way than the prompt for it.
     """
     if ask.whole.text.startswith(ask.prompt.text):
-        return len(ask.prompt.text), ""
+        return Beginning(len(ask.prompt.text))
     asks = after_last_text(ask, for_reply=True)
     turn = after_last_text(ask, for_reply=False)
     begins = len(ask.whole.text) - len(turn)
-    first_own = min((content.start for content in own.values()), default=len(ask.whole.text))
-    common = min(num_common(asks, turn), first_own - begins)
-    surplus, skipped = asks[common:], turn[common : first_own - begins]
-    if not surplus.strip():
-        return begins + common, ""
-    if not own:
-        return begins + common, surplus
-    if skipped.strip():
-        raise NotTrainable(
-            "template_rewrites_history",
-            "the prompt that the template writes for a reply is not how the turn with the reply begins",
-            got=f"the prompt ends with {asks[-80:]!r}, the turn begins with {turn[:80]!r}",
-            fix="try other --template-kwargs (such as enable_thinking), or " + REMEDY,
-        )
-    return first_own, surplus
+    lead = turn[: min((content.start for content in own.values()), default=len(ask.whole.text)) - begins]
+    ends = ENDS_WITH_THINKING.search(asks)
+    base = asks[: ends.start()] if ends else asks
+    if base != asks and lead.startswith(base):
+        thought = BEGINS_WITH_THINKING.match(lead, len(base))
+        assert thought is not None  # it matches nothing as well
+        return Beginning(begins + thought.end(), thought["closed"] or "")
+    if asks.startswith(lead):
+        return Beginning(begins + len(lead))
+    if lead.startswith(asks):
+        return Beginning(begins + len(asks))
+    raise NotTrainable(
+        "template_rewrites_history",
+        "the prompt that the template writes for a reply is not how the turn with the reply begins",
+        got=f"the prompt ends with {asks[-80:]!r}, the turn begins with {turn[:80]!r}",
+        fix="try other --template-kwargs (such as enable_thinking), or " + REMEDY,
+    )
 
 
 def after_last_text(ask: Ask, *, for_reply: bool) -> str:
@@ -151,46 +169,39 @@ class Thought(NamedTuple):
     after: str = ""
 
 
-def thinking(ask: Ask, surplus: str, written: str, *, is_shown: bool) -> Thought:
+def thinking(ask: Ask, begins: Beginning, written: str, *, is_shown: bool) -> Thought:
     """Return the part of the thinking block that stands between a prompt and what the template writes for a reply.
 
     Raises:
         NotTrainable: `reasoning_not_served`, if the row has reasoning and the prompt leaves no room for it.
     """
     prompt, reasoning = ask.prompt.text, ask.turn.reasoning
-    opened = open_tag(prompt)
-    if reasoning and (closes_at_end(surplus) or (not is_shown and not opened and closes_at_end(prompt))):
+    ends = ENDS_WITH_THINKING.search(prompt)
+    opened, closed = (ends["opened"], ends["closed"]) if ends else (None, None)
+    follows = ask.whole.text.startswith(prompt)
+    if reasoning and closed and not (is_shown and follows):
         raise NotTrainable(
             "reasoning_not_served",
             "the prompt that the template writes closes the thinking, and the row has reasoning",
             got=prompt[-80:],
             fix="--template-kwargs '{\"enable_thinking\": true}' (the name may differ), or take the reasoning out",
         )
-    if not reasoning:
-        return Thought(after=closing_tag(*opened)) if opened and surplus else Thought()
-    if is_shown:
-        return Thought()
-    if opened:
-        closes_itself = written.lstrip().startswith(opened[0])
-        return Thought(text=reasoning, after="" if closes_itself else closing_tag(*opened))
-    before, after = tags_of(ask.renderer.template)
-    return Thought(before, reasoning, after)
+    if opened and not closed:
+        closes = begins.closes or closing_tag(opened)
+        closes_itself = written.lstrip().startswith(CLOSE_OF[opened.strip()])
+        if reasoning and not is_shown:
+            return Thought(text=reasoning, after="" if closes_itself else closes)
+        return Thought(after="" if reasoning or follows or closes_itself else closes)
+    if reasoning and not is_shown:
+        before, after = tags_of(ask.renderer.template)
+        return Thought(before, reasoning, after)
+    return Thought()
 
 
-def open_tag(prompt: str) -> tuple[str, bool] | None:
-    """Return what closes the thinking that a prompt opens at its end, and whether a line ends after the opening tag."""
-    end = prompt.rstrip()
-    return next(((close, end != prompt) for opening, close in TAGS if end.endswith(opening)), None)
-
-
-def closes_at_end(prompt: str) -> bool:
-    """Say whether a prompt, or a part of it, ends with a closed thinking block."""
-    return any(prompt.rstrip().endswith(close) for _, close in TAGS)
-
-
-def closing_tag(close: str, on_own_line: bool) -> str:
-    """Return what closes thinking, in the layout that the opening has."""
-    return f"\n{close}\n\n" if on_own_line else close
+def closing_tag(opened: str) -> str:
+    """Return what closes thinking, in the layout in which it was opened: on a line of its own, or not."""
+    close = CLOSE_OF[opened.strip()]
+    return f"\n{close}\n\n" if opened.endswith("\n") else close
 
 
 def tags_of(template: str) -> tuple[str, str]:

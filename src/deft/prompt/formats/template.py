@@ -61,7 +61,7 @@ class TemplateFormat:
         self.renderer = Renderer(tokenizer, self.template, self.template_kwargs, self._guard)
         self.has_system_role = self._shows_system()
         try:
-            self._endings = Endings(self.renderer, self._guard, tokenizer.eos_token)
+            self._endings = Endings(self.renderer, self._guard, bos=tokenizer.bos_token, eos=tokenizer.eos_token)
             self._ending = self._endings.of_text()
             self.end_of_turn_ids = self._all_ends()
             ends = (*self.end_of_turn_ids, tokenizer.eos_token_id, tokenizer.bos_token_id)
@@ -161,7 +161,7 @@ class TemplateFormat:
 
     @cached_property
     def _ending_of_calls(self) -> Ending:
-        return self._endings.of_calls()
+        return self._endings.of_calls(self._ending)
 
     def _all_ends(self) -> tuple[int, ...]:
         """Return the ids that end a turn: of text, and of calls where the template writes them."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from deft.errors import NotTrainable
-from deft.types import Message, Role, ToolCall
+from deft.types import Message, Role, ToolCall, split_reasoning
 
 SYSTEM_SEPARATOR = "\n\n"
 """What stands between the system message and the first user message where they share a turn."""
@@ -40,16 +40,30 @@ def turns_of(messages: Sequence[Message], *, has_system_role: bool) -> list[Turn
 
     White space at the ends is removed because a tokenizer joins it with what the format writes next to it: a reply
     that begins with a space would begin with another token than the one that follows the prompt at inference.
-    Without a system role the system message goes in front of the first user message, where it carries no loss.
+    Without a system role the system message goes in front of the first user message, where it carries no loss. Thinking
+    at the head of a reply is its reasoning.
     """
-    turns = [
-        Turn(one.role, one.content.strip(), one.reasoning.strip(), one.tool_calls, one.weight, one.name, one.call_id)
-        for one in messages
-    ]
+    turns = [turn_of(message) for message in messages]
     if has_system_role or turns[0].role != "system":
         return turns
     system, first, *rest = turns
     return [first._replace(content=system.content + SYSTEM_SEPARATOR + first.content), *rest]
+
+
+def turn_of(message: Message) -> Turn:
+    """Return a message as a turn."""
+    reasoning, content = message.reasoning, message.content
+    if message.role == "assistant" and not reasoning and "<think>" in content:
+        reasoning, content = split_reasoning(content)
+    return Turn(
+        message.role,
+        content.strip(),
+        reasoning.strip(),
+        message.tool_calls,
+        message.weight,
+        message.name,
+        message.call_id,
+    )
 
 
 def as_text(turns: Sequence[Turn], tools: Sequence[Any]) -> list[Turn]:
