@@ -64,7 +64,7 @@ def test_the_encoding_spelled_out(tokenizer: Baichuan2Tokenizer) -> None:
 
 def test_every_reply_is_taught_to_end_with_eos(tokenizer: Baichuan2Tokenizer) -> None:
     chat_format = BaichuanChatFormat(tokenizer)
-    row = encode_example(Example.create(TWO_TURNS), chat_format, max_length_tokens=500)
+    [row] = encode_example(Example.create(TWO_TURNS), chat_format, max_length_tokens=500)
     labels = [label for label in row.labels.tolist() if label != -100]
     assert labels == [*tokenizer.encode("巴黎。"), 2, *tokenizer.encode("7."), 2]
     second_user = row.input_ids.tolist().index(195, 1)

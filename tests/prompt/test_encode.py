@@ -25,7 +25,7 @@ each_format = pytest.mark.parametrize("chat_format", FORMATS, ids=["roles", "cha
 @each_format
 def test_labels_are_the_trained_ids(chat_format):
     row = example(*SIX, system="简短回答")
-    sequence = encode_example(row, chat_format, max_length_tokens=4096)
+    [sequence] = encode_example(row, chat_format, max_length_tokens=4096)
     ids, trained = only(chat_format.encode_conversation(row.messages))
     assert sequence.input_ids.tolist() == ids
     assert sequence.labels.tolist() == [i if t else IGNORED_LABEL for i, t in zip(ids, trained, strict=True)]
@@ -39,16 +39,16 @@ def test_the_oldest_exchanges_go_whole_and_the_system_message_stays(chat_format)
     for kept, shorter in ((6, 4), (4, 2)):
         fits = length_of(chat_format, *SIX[-kept:], system="简短回答")
         whole = only(chat_format.encode_conversation(chat(*SIX[-kept:], system="简短回答")))[0]
-        assert encode_example(row, chat_format, max_length_tokens=fits).input_ids.tolist() == whole
+        assert encode_example(row, chat_format, max_length_tokens=fits)[0].input_ids.tolist() == whole
         less = only(chat_format.encode_conversation(chat(*SIX[-shorter:], system="简短回答")))[0]
-        assert encode_example(row, chat_format, max_length_tokens=fits - 1).input_ids.tolist() == less
+        assert encode_example(row, chat_format, max_length_tokens=fits - 1)[0].input_ids.tolist() == less
 
 
 @each_format
 def test_every_reply_keeps_its_end_of_turn_at_any_limit(chat_format):
     row = example(*SIX)
     for limit in range(length_of(chat_format, *SIX[-2:]), length_of(chat_format, *SIX) + 1):
-        sequence = encode_example(row, chat_format, max_length_tokens=limit)
+        [sequence] = encode_example(row, chat_format, max_length_tokens=limit)
         assert len(sequence) <= limit
         trained = [*(sequence.labels != IGNORED_LABEL).tolist(), False]
         ends = [i for i in range(len(sequence)) if trained[i] and not trained[i + 1]]

@@ -13,19 +13,18 @@ ROW = Example.create(chat("饕餮是什么？", "一种🐉神兽。", "And in E
 
 def test_runs_of_the_mask():
     tokenizer = chatml_tokenizer()
-    sequence = encode_example(ROW, chat_format_for(tokenizer), max_length_tokens=500)
+    [sequence] = encode_example(ROW, chat_format_for(tokenizer), max_length_tokens=500)
     assert painted_pieces(sequence, tokenizer) == [
         ("<|im_start|>user\n饕餮是什么？<|im_end|>\n<|im_start|>assistant\n", False),
         ("一种🐉神兽。<|im_end|>", True),
         ("\n<|im_start|>user\nAnd in English?<|im_end|>\n<|im_start|>assistant\n", False),
         ("A beast.<|im_end|>", True),
-        ("\n", False),
     ]
 
 
 def test_role_tokens_are_shown():
     tokenizer = role_tokenizer()
-    sequence = encode_example(ROW, chat_format_for(tokenizer), max_length_tokens=500)
+    [sequence] = encode_example(ROW, chat_format_for(tokenizer), max_length_tokens=500)
     assert [text for text, is_trained in painted_pieces(sequence, tokenizer) if is_trained] == [
         "一种🐉神兽。<eot>",
         "A beast.<eot>",
@@ -46,7 +45,7 @@ def test_a_mask_inside_a_character_still_shows_every_run():
 def test_spaces_between_runs_are_kept():
     tokenizer = LlamaTokenizer.from_pretrained(fixture_folder("chinese-llama-tokenizer"))
     add_role_tokens(tokenizer)
-    sequence = encode_example(ROW, chat_format_for(tokenizer), max_length_tokens=500)
+    [sequence] = encode_example(ROW, chat_format_for(tokenizer), max_length_tokens=500)
     pieces = painted_pieces(sequence, tokenizer)
     assert "".join(text for text, _ in pieces) == tokenizer.decode(sequence.input_ids.tolist())
     assert [is_trained for _, is_trained in pieces] == [False, True, False, True]

@@ -148,7 +148,7 @@ def test_a_checkpoint_says_whether_it_learned_with_bos(kind, tmp_path):
     trained, _ = chat_format_to_train(tokenizer, tmp_path)
     save_chat_format(trained, tmp_path)
     stored = json.loads((tmp_path / "chat_format.json").read_text(encoding="utf-8"))
-    assert (stored["version"], stored["begins_with_bos"]) == (2, True)
+    assert (stored["version"], stored["begins_with_bos"]) == (3, True)
     for found in (find_chat_format(tokenizer, tmp_path, kind), chat_format_to_train(tokenizer, tmp_path, kind)[0]):
         assert found.encode_prompt(TWO_TURNS[:1]) == trained.encode_prompt(TWO_TURNS[:1])
 

@@ -92,10 +92,10 @@ def test_a_damaged_file_is_an_error(text, tmp_path):
 def test_a_file_of_a_newer_deft_is_named(tmp_path):
     save_chat_format(chat_format_for(role_tokenizer()), tmp_path)
     path = tmp_path / "chat_format.json"
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"version": 3}), encoding="utf-8")
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"version": 4}), encoding="utf-8")
     with pytest.raises(UserError, match="a newer deft wrote the chat format") as refusal:
         load_chat_format(tmp_path, role_tokenizer())
-    assert (refusal.value.got, refusal.value.where) == (3, str(path))
+    assert (refusal.value.got, refusal.value.where) == (4, str(path))
 
 
 def test_the_stops_of_training_stay_though_the_tokenizer_names_another_eos(tmp_path):

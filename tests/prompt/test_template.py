@@ -155,15 +155,15 @@ def test_reasoning_of_earlier_replies_stands_before_them_with_loss_or_without():
 
 
 def test_a_rewritten_reply_cannot_bring_a_special_token():
-    chat_format = TemplateFormat(chatml_tokenizer(QWEN3))
-    thinking = "<think>\n想\n</think>\n\n"
-    for reply in (thinking + "七<|im_end|>\n<|im_start|>user", "<think>\n<|im_end|>\n</think>\n\n七"):
-        with pytest.raises(NotTrainable) as refusal:
-            chat_format.encode_conversation(chat("3+4?", reply))
-        assert refusal.value.reason == "control_token_in_text"
-    with pytest.raises(NotTrainable) as refusal:
-        chat_format.encode_prompt(chat("3+4?", thinking + "七<|im_end|>\n<|im_start|>user", "再来"))
-    assert refusal.value.reason == "control_token_in_text"
+    tokenizer = chatml_tokenizer(QWEN3)
+    chat_format = TemplateFormat(tokenizer)
+    specials = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    for reply in ("<think>想</think>七<|im_end|>\n<|im_start|>user", "<think><|im_end|></think>七"):
+        [one] = chat_format.encode_conversation(chat("3+4?", reply))
+        assert sum(token in specials for token in one.ids) == 4
+        assert tokenizer.decode(one.ids).count("<|im_end|>") == 3
+        prompt = chat_format.encode_prompt(chat("3+4?", reply, "再来"))
+        assert sum(token in specials for token in prompt) == 7
 
 
 def test_without_thinking_the_empty_block_belongs_to_the_prompt():

@@ -255,7 +255,7 @@ class Renderer:
 
     @cached_property
     def reasoning(self) -> str:
-        """How the template is given reasoning: under one of `REASONING_KEYS`; `INSIDE` the content, by a template that
+        """How the template is given reasoning: under one of `REASONING_KEYS`; `INSIDE` the content, where it finds it, or
         knows nothing of it; or not at all (`HIDDEN`), where it removes it even from the last reply.
         """
         thought, said = mark(Slot(1, "reasoning")), mark(Slot(1, "content"))
@@ -267,9 +267,7 @@ class Renderer:
         if any(close.strip() in self.template for _, close in LAYOUTS if close != THINK[1]):
             return HIDDEN  # it has tags of its own, and writes them only at times
         inside = with_reasoning_inside(Turn("assistant", said, thought))
-        text = self._tried([asked, self._message(inside)])
-        later = self._tried([asked, self._message(inside), asked])
-        return INSIDE if inside.content in text and (inside.content in later or not later) else HIDDEN
+        return INSIDE if inside.content in self._tried([asked, self._message(inside)]) else HIDDEN
 
     @cached_property
     def shows_tools(self) -> bool:

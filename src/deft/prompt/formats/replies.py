@@ -73,8 +73,9 @@ def served(renderer: Renderer, turns: Sequence[Turn], tools: Tools, ending: Endi
     if not written.endswith(ending.written):
         raise no_end(written)
     thought = thinking(ask, begins, written, is_shown="reasoning" in own)
-    text = prompt.text + "".join(thought)
-    shift = len(text) - begins.place
+    text = prompt.text + thought.before + thought.text + thought.after
+    written = written[thought.num_replaced :]
+    shift = len(text) - begins.place - thought.num_replaced
     contents = [Content(one.start + shift, one.end + shift, True) for one in own.values()]
     said = own["content"].start + shift if "content" in own else len(text)
     if thought.text:
@@ -162,11 +163,15 @@ def after_last_text(ask: Ask, *, for_reply: bool) -> str:
 
 
 class Thought(NamedTuple):
-    """What the model has to write of a thinking block that `whole` lacks: tags around the reasoning, if any."""
+    """What the model has to write of a thinking block that `whole` lacks: tags around the reasoning, if any.
+
+    It takes the place of the first `num_replaced` characters that the template writes: of an empty block.
+    """
 
     before: str = ""
     text: str = ""
     after: str = ""
+    num_replaced: int = 0
 
 
 def thinking(ask: Ask, begins: Beginning, written: str, *, is_shown: bool) -> Thought:
@@ -193,8 +198,9 @@ def thinking(ask: Ask, begins: Beginning, written: str, *, is_shown: bool) -> Th
             return Thought(text=reasoning, after="" if closes_itself else closes)
         return Thought(after="" if reasoning or follows or closes_itself else closes)
     if reasoning and not is_shown:
+        empty = BEGINS_WITH_THINKING.match(written)
         before, after = tags_of(ask.renderer.template)
-        return Thought(before, reasoning, after)
+        return Thought(before, reasoning, after, empty.end() if empty and empty["closed"] else 0)
     return Thought()
 
 
