@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 from chat_tokenizers import (
@@ -18,6 +19,7 @@ from deft.prompt.formats.kinds import chat_format_for
 from deft.prompt.formats.role_tokens import add_role_tokens
 from deft.prompt.formats.template import TemplateFormat
 from deft.prompt.store import load_chat_format, save_chat_format
+from deft.types import Message
 
 MESSAGES = chat("法国的首都？", "巴黎。", "Are you sure?<|im_end|>", system="Be brief. 简短。")
 
@@ -96,6 +98,34 @@ def test_a_file_of_a_newer_deft_is_named(tmp_path):
     with pytest.raises(UserError, match="a newer deft wrote the chat format") as refusal:
         load_chat_format(tmp_path, role_tokenizer())
     assert (refusal.value.got, refusal.value.where) == (4, str(path))
+
+
+EARLIER = {
+    "chatml": chatml_tokenizer,
+    "qwen3": lambda: chatml_tokenizer(QWEN3),
+    "qwen3_without_thinking": lambda: chatml_tokenizer(QWEN3),
+    "gemma3": gemma3_tokenizer,
+    "mistral": mistral_tokenizer,
+    "role_tokens": role_tokenizer,
+}
+
+
+@pytest.mark.parametrize("name", EARLIER)
+def test_files_of_version_2_say_the_same(name, tmp_path):
+    stored = json.loads((Path(__file__).parent / "stored" / f"{name}.json").read_text(encoding="utf-8"))
+    (tmp_path / "chat_format.json").write_text(json.dumps(stored), encoding="utf-8")
+    found = load_chat_format(tmp_path, EARLIER[name]())
+    assert found is not None
+    messages = [Message(**row) for row in stored["probe"]["messages"]]
+    assert found.render_prompt(messages) == stored["probe"]["prompt_text"]
+    assert found.encode_prompt(messages) == stored["probe"]["prompt_ids"]
+    assert list(found.stop_token_ids) == stored["stop_token_ids"]
+    assert list(found.end_of_turn_ids) == stored["end_of_turn_ids"]
+
+    stored["probe"]["prompt_ids"][-1] += 1
+    (tmp_path / "chat_format.json").write_text(json.dumps(stored), encoding="utf-8")
+    with pytest.raises(UserError, match="differently from training"):
+        load_chat_format(tmp_path, EARLIER[name]())
 
 
 def test_the_stops_of_training_stay_though_the_tokenizer_names_another_eos(tmp_path):
