@@ -5,7 +5,7 @@ evaluation, chat and API all pass through here, so that a model is asked in exac
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -14,6 +14,9 @@ import numpy as np
 from deft.errors import NotTrainable, UserError
 from deft.prompt.formats.kinds import ChatFormat, Encoded, Tools, TrainReasoning
 from deft.types import IGNORED_LABEL, Dropped, Example, Message, TokenSequence, check_conversation
+
+ROWS_AT_ONCE = 1024
+"""Enough for all cores to be busy, and a few megabytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,8 +43,10 @@ def encode_example(
     Raises:
         NotTrainable: `too_long`, if no reply fits even alone with its question, or the format's own reasons.
     """
-    limits = {"max_length_tokens": max_length_tokens, "train_reasoning": train_reasoning}
-    return _encode_fitted(example, chat_format, **limits).sequences  # type: ignore[arg-type]
+    encoded = chat_format.encode_conversation(example.messages, example.tools, train_reasoning=train_reasoning)
+    return fitted_example(
+        example, encoded, chat_format, max_length_tokens=max_length_tokens, train_reasoning=train_reasoning
+    ).sequences
 
 
 def encode_examples(
@@ -56,15 +61,12 @@ def encode_examples(
     places: list[int] = []
     dropped: list[Dropped] = []
     num_shortened = 0
-    for place, example in enumerate(examples):
-        try:
-            row = _encode_fitted(
-                example, chat_format, max_length_tokens=max_length_tokens, train_reasoning=train_reasoning
-            )
-        except NotTrainable as error:
-            detail = str(error)
+    rows = encoded_rows(examples, chat_format, max_length_tokens=max_length_tokens, train_reasoning=train_reasoning)
+    for place, (example, row) in enumerate(zip(examples, rows, strict=True)):
+        if isinstance(row, NotTrainable):
+            detail = str(row)
             dropped.append(
-                Dropped(id=example.id, stage="encode", reason=error.reason, detail=detail, source=example.source)
+                Dropped(id=example.id, stage="encode", reason=row.reason, detail=detail, source=example.source)
             )
             continue
         sequences += row.sequences
@@ -75,20 +77,35 @@ def encode_examples(
     )
 
 
+def encoded_rows(
+    examples: Sequence[Example],
+    chat_format: ChatFormat,
+    *,
+    max_length_tokens: int,
+    train_reasoning: TrainReasoning = "last",
+) -> Iterator["FittedExample | NotTrainable"]:
+    """Yield for each example its sequences, or why it cannot be trained; a few are in memory at a time."""
+    for start in range(0, len(examples), ROWS_AT_ONCE):
+        some = examples[start : start + ROWS_AT_ONCE]
+        conversations = [(one.messages, one.tools) for one in some]
+        encoded = chat_format.encode_conversations(conversations, train_reasoning=train_reasoning)
+        for example, row in zip(some, encoded, strict=True):
+            if isinstance(row, NotTrainable):
+                yield row
+                continue
+            try:
+                yield fitted_example(
+                    example, row, chat_format, max_length_tokens=max_length_tokens, train_reasoning=train_reasoning
+                )
+            except NotTrainable as error:
+                yield error
+
+
 class FittedExample(NamedTuple):
     """The sequences of an example, and how many of its oldest exchanges did not fit into one of them at most."""
 
     sequences: list[TokenSequence]
     num_exchanges_left_out: int
-
-
-def _encode_fitted(
-    example: Example, chat_format: ChatFormat, *, max_length_tokens: int, train_reasoning: TrainReasoning
-) -> FittedExample:
-    encoded = chat_format.encode_conversation(example.messages, example.tools, train_reasoning=train_reasoning)
-    return fitted_example(
-        example, encoded, chat_format, max_length_tokens=max_length_tokens, train_reasoning=train_reasoning
-    )
 
 
 def fitted_example(

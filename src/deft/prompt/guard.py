@@ -103,6 +103,16 @@ class Guard:
         """Return where the special tokens that `text` spells begin and end, from left to right."""
         return [match.span() for match in self._pattern.finditer(text) if match.group() in self._special]
 
+    def controls(self, text: str) -> list[tuple[int, int, int]]:
+        """Return where the control tokens that `text` spells begin and end, and their ids, from left to right."""
+        found = ((*match.span(), self._ids[match.group()]) for match in self._pattern.finditer(text))
+        return [one for one in found if one[2] in self._guarded_ids]
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """The ids of all control tokens."""
+        return self._guarded_ids
+
     def has_plain_control(self, text: str) -> bool:
         """Say whether `text` spells a control token that is not special."""
         return any(found not in self._special for found in self._pattern.findall(text))

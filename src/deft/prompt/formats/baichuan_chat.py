@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from deft.errors import UserError
-from deft.prompt.formats.kinds import Encoded, Tools, TrainReasoning
+from deft.errors import NotTrainable, UserError
+from deft.prompt.formats.kinds import Encoded, Tools, TrainReasoning, one_by_one
 from deft.prompt.formats.role_tokens import has_reserved_pieces
 from deft.prompt.formats.turns import Turn, as_text, masks_reasoning, num_common, reasoning_block, taught, turns_of
 from deft.prompt.guard import Guard
@@ -100,6 +100,12 @@ class BaichuanChatFormat:
         encoded = self._encode(turns_of(messages, has_system_role=True), tools, train_reasoning)
         weights = [*encoded.weights, messages[-1].weight]
         return [Encoded([*encoded.ids, *self.end_of_turn_ids], weights, len(messages))]
+
+    def encode_conversations(
+        self, conversations: Sequence[tuple[Sequence[Message], Tools]], *, train_reasoning: TrainReasoning = "last"
+    ) -> list[list[Encoded] | NotTrainable]:
+        """Return what `encode_conversation` returns or raises for each of many conversations."""
+        return one_by_one(self, conversations, train_reasoning)
 
     def _encode(self, turns: Sequence[Turn], tools: Tools, train_reasoning: TrainReasoning) -> Encoded:
         ids: list[int] = []

@@ -6,7 +6,7 @@ In: a tokenizer and a kind. Out: a `ChatFormat`.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from deft.errors import UserError
+from deft.errors import NotTrainable, UserError
 from deft.registry import resolve
 from deft.types import Message
 
@@ -78,8 +78,26 @@ class ChatFormat(Protocol):
         all replies unless the format writes earlier turns in another way than it served them.
         """
 
+    def encode_conversations(
+        self, conversations: Sequence[tuple[Sequence[Message], Tools]], *, train_reasoning: TrainReasoning = "last"
+    ) -> list[list[Encoded] | NotTrainable]:
+        """Return what `encode_conversation` returns or raises for each of many conversations."""
+
     def to_dict(self) -> dict[str, Any]:
         """Return what the format was made from, as JSON values."""
+
+
+def one_by_one(
+    chat_format: ChatFormat, conversations: Sequence[tuple[Sequence[Message], Tools]], train_reasoning: TrainReasoning
+) -> list[list[Encoded] | NotTrainable]:
+    """Return what `encode_conversation` returns or raises for each of many conversations, by calling it."""
+    found: list[list[Encoded] | NotTrainable] = []
+    for messages, tools in conversations:
+        try:
+            found.append(chat_format.encode_conversation(messages, tools, train_reasoning=train_reasoning))
+        except NotTrainable as error:
+            found.append(error)
+    return found
 
 
 def chat_format_for(

@@ -75,15 +75,20 @@ class Skeleton(NamedTuple):
 
     def filled(self, turns: Sequence[Turn]) -> tuple[str, dict[Slot, Content]]:
         """Return the text with the texts of the turns put in, and where each of them stands."""
-        parts, length = [self.literals[0]], len(self.literals[0])
+        length = len(self.literals[0])
         contents: dict[Slot, Content] = {}
         for slot, literal in zip(self.slots, self.literals[1:], strict=True):
-            turn = turns[slot.turn]
-            text = turn.content if slot.part == "content" else turn.reasoning
-            contents[slot] = Content(length, length + len(text), turn.role == "assistant")
-            parts += (text, literal)
-            length += len(text) + len(literal)
-        return "".join(parts), contents
+            end = length + len(text_of(turns[slot.turn], slot))
+            contents[slot] = Content(length, end, turns[slot.turn].role == "assistant")
+            length = end + len(literal)
+        return self.filled_text(turns), contents
+
+    def filled_text(self, turns: Sequence[Turn]) -> str:
+        """Return the text with the texts of the turns put in."""
+        parts = [self.literals[0]]
+        for slot, literal in zip(self.slots, self.literals[1:], strict=True):
+            parts += (text_of(turns[slot.turn], slot), literal)
+        return "".join(parts)
 
 
 class Rendered(NamedTuple):
@@ -211,9 +216,7 @@ class Renderer:
                 what = f"the template shows the {role} message {count} times instead of once, as it is"
                 raise NotTrainable(reason, what, got=text, fix=REMEDY)
             shown += [slot] * count
-        in_order = sorted(shown, key=lambda slot: text.index(mark(slot)))
-        literals = re.split("|".join(re.escape(mark(slot)) for slot in shown), text) if shown else [text]
-        return Skeleton(tuple(literals), tuple(in_order))
+        return skeleton_of(text, shown)
 
     def _placed_one_by_one(
         self, turns: Sequence[Turn], tools: Tools, text: str, *, for_reply: bool
@@ -255,8 +258,8 @@ class Renderer:
 
     @cached_property
     def reasoning(self) -> str:
-        """How the template is given reasoning: under one of `REASONING_KEYS`; `INSIDE` the content, where it finds it, or
-        knows nothing of it; or not at all (`HIDDEN`), where it removes it even from the last reply.
+        """How the template is given reasoning: under one of `REASONING_KEYS`; `INSIDE` the content, where it finds it
+        or knows nothing of it; or not at all (`HIDDEN`), where it removes it even from the last reply.
         """
         thought, said = mark(Slot(1, "reasoning")), mark(Slot(1, "content"))
         asked, reply = self._message(Turn("user", "?")), self._message(Turn("assistant", said))
@@ -355,6 +358,18 @@ def with_call_ids(turns: Sequence[Turn], *, short: bool) -> Sequence[Turn]:
             changed = turn._replace(call_id=answered.id, name=turn.name or answered.name)
         found.append(changed)
     return found
+
+
+def skeleton_of(text: str, slots: Collection[Slot]) -> Skeleton:
+    """Cut a text at the marks of `slots`, each of which it has once."""
+    in_order = sorted(slots, key=lambda slot: text.index(mark(slot)))
+    literals = re.split("|".join(re.escape(mark(slot)) for slot in slots), text) if slots else [text]
+    return Skeleton(tuple(literals), tuple(in_order))
+
+
+def text_of(turn: Turn, slot: Slot) -> str:
+    """Return the text of a turn that stands in a slot."""
+    return turn.content if slot.part == "content" else turn.reasoning
 
 
 def slots_of(turns: Sequence[Turn]) -> list[Slot]:

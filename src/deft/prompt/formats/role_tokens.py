@@ -8,8 +8,8 @@ model has never read a text without it.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from deft.errors import UserError
-from deft.prompt.formats.kinds import Encoded, Tools, TrainReasoning
+from deft.errors import NotTrainable, UserError
+from deft.prompt.formats.kinds import Encoded, Tools, TrainReasoning, one_by_one
 from deft.prompt.formats.turns import (
     Turn,
     as_text,
@@ -130,6 +130,12 @@ class RoleTokenFormat:
             weight = turn.weight if turn.role == "assistant" else 0.0
             weights += [0.0] * num_masked + [weight] * (len(turn_ids) - num_masked)
         return [Encoded(ids, weights, len(messages))]
+
+    def encode_conversations(
+        self, conversations: Sequence[tuple[Sequence[Message], Tools]], *, train_reasoning: TrainReasoning = "last"
+    ) -> list[list[Encoded] | NotTrainable]:
+        """Return what `encode_conversation` returns or raises for each of many conversations."""
+        return one_by_one(self, conversations, train_reasoning)
 
     def _turn_ids(self, turn: Turn) -> list[int]:
         is_reply = turn.role == "assistant"

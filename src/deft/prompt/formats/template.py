@@ -14,9 +14,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from deft.errors import NotTrainable, UserError
+from deft.prompt.formats.batches import Batches, Plan, fast_ids
 from deft.prompt.formats.bounds import check_template
 from deft.prompt.formats.endings import Ending, Endings
-from deft.prompt.formats.kinds import Encoded, Tools, TrainReasoning
+from deft.prompt.formats.kinds import Encoded, Tools, TrainReasoning, one_by_one
 from deft.prompt.formats.rendering import REMEDY, Renderer, slots_of
 from deft.prompt.formats.replies import Served, served
 from deft.prompt.formats.turns import PROBE, Turn, masks_reasoning, num_common, taught, turns_of
@@ -62,7 +63,7 @@ class TemplateFormat:
         self.has_system_role = self._shows_system()
         try:
             self._endings = Endings(self.renderer, self._guard, bos=tokenizer.bos_token, eos=tokenizer.eos_token)
-            self._ending = self._endings.of_text()
+            self.ending_of_text = self._endings.of_text()
             self.end_of_turn_ids = self._all_ends()
             ends = (*self.end_of_turn_ids, tokenizer.eos_token_id, tokenizer.bos_token_id)
             self.stop_token_ids = tuple(dict.fromkeys(token_id for token_id in ends if token_id is not None))
@@ -127,9 +128,38 @@ class TemplateFormat:
                 merge_into(found, reply._replace(num_messages=place + 1 + num_merged))
         return found
 
+    def encode_conversations(
+        self, conversations: Sequence[tuple[Sequence[Message], Tools]], *, train_reasoning: TrainReasoning = "last"
+    ) -> list[list[Encoded] | NotTrainable]:
+        """Return what `encode_conversation` returns, or raises, for each conversation; plain ones are done at once."""
+        found: list[list[Encoded] | NotTrainable | None] = [None] * len(conversations)
+        planned: list[tuple[int, list[Turn], Plan, list[str]]] = []
+        for place, (whole, tools) in enumerate(conversations):
+            messages = taught(whole)
+            turns = turns_of(messages, has_system_role=self.has_system_role)
+            masks = any(masks_reasoning(turns, number, train_reasoning) for number in range(len(turns)))
+            if not tools and (rendered := self._batches.texts(turns, masks=masks)) is not None:
+                planned.append((place, turns, *rendered))
+        ids = fast_ids(self._tokenizer, [text for *_, texts in planned for text in texts]) if planned else []
+        start = 0
+        for place, turns, plan, texts in planned:
+            own = ids[start : start + len(texts)]
+            start += len(texts)
+            messages = taught(conversations[place][0])
+            fast = self._batches.encoded(plan, turns, own, num_merged=len(messages) - len(turns))
+            if fast is not None and self._batches.is_proven(turns):
+                found[place] = fast
+            elif fast is not None:
+                [slow] = one_by_one(self, [conversations[place]], train_reasoning)
+                self._batches.compare(turns, fast, slow)
+                found[place] = slow
+        left = [conversations[place] for place, one in enumerate(found) if one is None]
+        slowly = iter(one_by_one(self, left, train_reasoning))
+        return [next(slowly) if one is None else one for one in found]
+
     def served(self, turns: Sequence[Turn], tools: Tools = ()) -> Served:
         """Return the last of `turns`, a reply, as text behind its prompt."""
-        ending = self._ending_of_calls if turns[-1].calls else self._ending
+        ending = self._ending_of_calls if turns[-1].calls else self.ending_of_text
         return served(self.renderer, turns, tools, ending)
 
     def _encode_reply(self, turns: Sequence[Turn], tools: Tools, *, masked: bool) -> Encoded:
@@ -160,12 +190,16 @@ class TemplateFormat:
     # --- found by trying ----------------------------------------------------------------------------------------------
 
     @cached_property
+    def _batches(self) -> Batches:
+        return Batches(self, self._tokenizer, self._guard)
+
+    @cached_property
     def _ending_of_calls(self) -> Ending:
-        return self._endings.of_calls(self._ending)
+        return self._endings.of_calls(self.ending_of_text)
 
     def _all_ends(self) -> tuple[int, ...]:
         """Return the ids that end a turn: of text, and of calls where the template writes them."""
-        ends = [self._ending.stop_id]
+        ends = [self.ending_of_text.stop_id]
         if self.renderer.shows_calls:
             with suppress(NotTrainable):
                 ends.append(self._ending_of_calls.stop_id)
