@@ -12,7 +12,7 @@ from deft.data.audit import Audit
 from deft.data.audit import audit as audit_encoded
 from deft.model.size import reach
 from deft.model.start import start_from
-from deft.prompt.encode import encode_example
+from deft.prompt.encode import encoded_rows
 from deft.screen import console as terminal
 from deft.training.config import TrainConfig
 from deft.types import Example
@@ -40,7 +40,7 @@ def audit(examples: Sequence[Example], *, model: str | Path, max_length_tokens: 
     limit = reach(start.found.folder, max_length_tokens)
     return audit_encoded(
         examples,
-        encode=lambda row: encode_example(row, start.chat_format, max_length_tokens=limit),
+        encoded_rows(examples, start.chat_format, max_length_tokens=limit),
         max_length_tokens=limit,
         end_of_turn_ids=start.chat_format.end_of_turn_ids,
     )

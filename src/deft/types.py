@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -271,3 +271,10 @@ class TokenSequence:
         return (
             float(supervised.sum()) if self.weights is None else float(self.weights[supervised].sum(dtype=np.float64))
         )
+
+
+class EncodedExample(NamedTuple):
+    """The sequences of an example, and how many of its oldest exchanges did not fit into one of them at most."""
+
+    sequences: list[TokenSequence]
+    num_exchanges_left_out: int

@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deft.data.audit import Audit, audit, leaks, longer_than, percentiles
+from deft.data.audit import Audit, audit, leaks, percentiles
 from deft.errors import NotTrainable
-from deft.types import IGNORED_LABEL, Example, Message, TokenSequence
+from deft.types import IGNORED_LABEL, EncodedExample, Example, Message, TokenSequence
 
 END = 2
 
@@ -16,18 +16,26 @@ def example(prompt: str, reply: str, ability: str | None = None, source: str = "
     return Example.create(messages, ability=ability, source=source)
 
 
-def encode(one: Example) -> TokenSequence:
+def encode(one: Example, max_length_tokens: int) -> EncodedExample | NotTrainable:
     """One token for each character; the reply and an end-of-turn token carry loss, the latter unless it says 不停."""
     prompt, reply = (message.content for message in one.messages)
     if "坏" in prompt:
-        raise NotTrainable("template_refused", "the template refuses this row")
-    ids = [10] * len(prompt) + [11] * len(reply) + [END]
-    labels = [IGNORED_LABEL] * len(prompt) + [11] * len(reply) + [IGNORED_LABEL if "不停" in reply else END]
-    return TokenSequence(id=one.id, input_ids=np.array(ids, np.int32), labels=np.array(labels, np.int32))
+        return NotTrainable("template_refused", "the template refuses this row")
+    sequence = sequence_of(one.id, len(prompt), len(reply), ends="不停" not in reply)
+    if len(sequence) > max_length_tokens:
+        return NotTrainable("too_long", "the row is too long")
+    return EncodedExample([sequence], 0)
+
+
+def sequence_of(row_id: str, num_asked: int, num_said: int, *, ends: bool = True) -> TokenSequence:
+    ids = [10] * num_asked + [11] * num_said + [END]
+    labels = [IGNORED_LABEL] * num_asked + [11] * num_said + [END if ends else IGNORED_LABEL]
+    return TokenSequence(id=row_id, input_ids=np.array(ids, np.int32), labels=np.array(labels, np.int32))
 
 
 def run(examples: list[Example], max_length_tokens: int = 12) -> Audit:
-    return audit(examples, encode=encode, max_length_tokens=max_length_tokens, end_of_turn_ids={END})
+    rows = (encode(one, max_length_tokens) for one in examples)
+    return audit(examples, rows, max_length_tokens=max_length_tokens, end_of_turn_ids={END})
 
 
 ROWS = [
@@ -125,9 +133,27 @@ def test_leaks_by_id_and_by_prompt() -> None:
     assert leaks([], held_out) == ()
 
 
-def test_rows_longer_than_a_model_reaches() -> None:
-    found = longer_than(ROWS, 6, encode=encode, max_length_tokens=12)
-    assert [one.messages[-1].content for one in found] == ["等于二", "床前明月光疑是地上霜"]  # 11 and 13 tokens
+def test_rows_longer_than_the_limit_are_named() -> None:
+    rows = [example("长", "文", source="甲.json:1"), example("短", "文", source="甲.json:2"), example("更", "长")]
+    encoded = [
+        EncodedExample([sequence_of("长", 4, 2)], 1),
+        EncodedExample([sequence_of("短", 4, 2)], 0),
+        NotTrainable("too_long", "…"),
+    ]
+    assert audit(rows, encoded, max_length_tokens=12, end_of_turn_ids={END}).longer == ("甲.json:1", "")
+
+
+def test_rows_of_several_sequences_are_counted_with_what_they_repeat() -> None:
+    rows = [example("问", "答", "对话"), example("问二", "答二", "对话")]
+    split = [sequence_of("甲", 3, 2), sequence_of("甲", 8, 2)]  # 6 and 11 tokens
+    encoded = [EncodedExample(split, 0), EncodedExample([sequence_of("乙", 2, 2)], 0)]
+    found = audit(rows, encoded, max_length_tokens=12, end_of_turn_ids={END})
+    assert (found.total.num_split, found.total.num_repeated_tokens, found.total.num_tokens) == (1, 6, 22)
+    assert (found.total.num_supervised, found.total.length_max) == (9, 11)
+    assert found.warnings == (
+        "1 rows become one sequence for each reply, because the chat template writes earlier turns in another way than "
+        "it served them: 6 tokens more (38 %)",
+    )
 
 
 def test_the_audit_names_rows_beyond_the_positions_of_a_model(

@@ -11,7 +11,7 @@ from deft.data.audit import Audit, audit
 from deft.data.read import BrokenRow
 from deft.data.show import audit_table, problems_table
 from deft.errors import NotTrainable
-from deft.types import IGNORED_LABEL, Example, Message, TokenSequence
+from deft.types import IGNORED_LABEL, EncodedExample, Example, Message, TokenSequence
 
 
 def plain(shown: RenderableType, width: int = 120) -> str:
@@ -26,13 +26,14 @@ def example(reply: str, ability: str | None = "数学", prompt: str = "问") -> 
 
 
 def audited(*rows: Example) -> Audit:
-    def encode(one: Example) -> TokenSequence:
+    def encode(one: Example) -> EncodedExample | NotTrainable:
         if one.messages[-1].content == "坏":
-            raise NotTrainable("refused", "…")
+            return NotTrainable("refused", "…")
         ids = np.arange(1500, dtype=np.int32)
-        return TokenSequence(id=one.id, input_ids=ids, labels=np.where(ids < 500, IGNORED_LABEL, ids).astype(np.int32))
+        labels = np.where(ids < 500, IGNORED_LABEL, ids).astype(np.int32)
+        return EncodedExample([TokenSequence(id=one.id, input_ids=ids, labels=labels)], 0)
 
-    return audit(rows, encode=encode, max_length_tokens=2048, end_of_turn_ids={1499})
+    return audit(rows, map(encode, rows), max_length_tokens=2048, end_of_turn_ids={1499})
 
 
 def test_audit_table_has_a_line_for_each_ability_and_a_total() -> None:

@@ -71,12 +71,12 @@ def test_contents_are_encoded_as_the_ancestor_did(folder: Path, tmp_path: Path) 
     tokenizer.save_pretrained(tmp_path / "saved")
     messages = [Message(role="user", content=" 你好 "), Message(role="assistant", content="hi<eot></s>")]
     for each in (tokenizer, load(tmp_path / "saved")):
-        ids, trained = only(RoleTokenFormat(each).encode_conversation(messages))
+        [(ids, weights, _)] = RoleTokenFormat(each).encode_conversation(messages)
         # 42390 is ▁你好 and 7251 is ▁hi
         assert ids[:5] == [49953, 42390, 49955, 49954, 7251]
         assert [ids.count(index) for index in (1, 2, 49955)] == [0, 0, 2]
         assert each.decode(ids[4:-1]) == "hi<eot></s>"
-        assert trained == [False] * 4 + [True] * (len(ids) - 4)
+        assert weights == [0.0] * 4 + [1.0] * (len(ids) - 4)
 
 
 def test_the_file_is_saved_as_it_was(folder: Path, tmp_path: Path) -> None:

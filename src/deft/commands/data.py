@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
@@ -13,9 +13,6 @@ from deft.errors import UserError
 from deft.language.catalogue import spoken, translated, worded
 from deft.model.size import num_positions
 from deft.screen import console, say
-
-if TYPE_CHECKING:
-    from deft.types import Example, TokenSequence
 
 app = App(
     name="data",
@@ -147,36 +144,31 @@ def audit(
         Which column is what: prompt=question,response=answer (system, input, messages, history, ability, id).
     """
     from deft.data.audit import audit as audit_examples
-    from deft.data.audit import leaks, longer_than
+    from deft.data.audit import leaks
     from deft.data.show import audit_table, names_of_some
     from deft.model.start import start_from
-    from deft.prompt.encode import encode_example
+    from deft.prompt.encode import encoded_rows
 
     reading: dict[str, Any] = {"skip_broken": skip_broken, "ignore_fields": ignore_fields, "fields": fields}
     examples = read([folder], **reading)
     start = start_from(model)
     screen = console()
 
-    def encode(row: "Example") -> "list[TokenSequence]":
-        return encode_example(row, start.chat_format, max_length_tokens=max_length_tokens)
-
     positions = num_positions(start.found.folder)
-    if positions is not None and positions < max_length_tokens:  # training keeps within them as well
-        beyond = longer_than(examples, positions, encode=encode, max_length_tokens=max_length_tokens)
+    limit = min(positions or max_length_tokens, max_length_tokens)
+    result = audit_examples(
+        examples,
+        encoded_rows(examples, start.chat_format, max_length_tokens=limit),
+        max_length_tokens=limit,
+        end_of_turn_ids=start.chat_format.end_of_turn_ids,
+    )
+    if result.longer and limit < max_length_tokens:  # training keeps within the positions as well
         what = (
             "[yellow]note:[/] the model has {positions:,} positions, and {number:,} of {rows:,} rows are longer: "
             "training leaves out their oldest turns, or all of them ({places})"
         )
-        if beyond:
-            places = names_of_some([one.source for one in beyond])
-            say(screen, what, positions=positions, number=len(beyond), rows=len(examples), places=places, fold=True)
-        max_length_tokens = positions
-    result = audit_examples(
-        examples,
-        encode=encode,
-        max_length_tokens=max_length_tokens,
-        end_of_turn_ids=start.chat_format.end_of_turn_ids,
-    )
+        places, number = names_of_some(result.longer), len(result.longer)
+        say(screen, what, positions=positions, number=number, rows=len(examples), places=places, fold=True)
     screen.print(audit_table(result, spoken()))
     for warning in result.warnings:
         say(screen, "[yellow]note:[/] {warning}", warning=warning, fold=True)

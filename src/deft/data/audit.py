@@ -1,17 +1,14 @@
-"""Examples and the function that encodes them go in; counts come out, and what makes training on them pointless."""
+"""Examples and what they are encoded to go in; counts come out, and what makes training on them pointless."""
 
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from deft.errors import NotTrainable
-from deft.types import IGNORED_LABEL, Example, Message, TokenSequence
-
-Encode = Callable[[Example], Sequence[TokenSequence]]
-"""Returns the sequences of an example: one, or one for each reply where the chat template rewrites earlier turns."""
+from deft.types import IGNORED_LABEL, EncodedExample, Example, Message, TokenSequence
 
 NO_ABILITY = "(none)"
 TOTAL = "total"
@@ -58,12 +55,14 @@ class AbilityAudit:
 class Audit:
     """What `audit` found: one entry for each ability, sorted by name, and one for all rows together.
 
-    `stop_reasons` say what makes training pointless or wrong, `warnings` what to look at; both in sentences.
+    `longer` names the rows (`source`) that are longer than `max_length_tokens`: they lose their oldest exchanges, or
+    are left out. `stop_reasons` say what makes training pointless or wrong, `warnings` what to look at, in sentences.
     """
 
     abilities: tuple[AbilityAudit, ...]
     total: AbilityAudit
     max_length_tokens: int
+    longer: tuple[str, ...]
     stop_reasons: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -127,27 +126,33 @@ class Leak:
 
 
 def audit(
-    examples: Sequence[Example], *, encode: Encode, max_length_tokens: int, end_of_turn_ids: Collection[int]
+    examples: Sequence[Example],
+    rows: Iterable[EncodedExample | NotTrainable],
+    *,
+    max_length_tokens: int,
+    end_of_turn_ids: Collection[int],
 ) -> Audit:
-    """Encode every example and count, for each ability and in all.
+    """Count what every example has been encoded to, for each ability and in all.
 
-    `encode` may raise `NotTrainable`; its reason is counted. A row longer than `max_length_tokens` counts as
-    `too_long`. A reply is open-ended where its last supervised token is not one of `end_of_turn_ids`.
+    `rows` are the examples as `deft.prompt.encode.encoded_rows` yields them, at most `max_length_tokens` long. A reply
+    is open-ended where its last supervised token is not one of `end_of_turn_ids`.
     """
     tallies: dict[str, Tally] = defaultdict(Tally)
     total = Tally()
     conflicting = conflicting_prompts(examples)
     seen: set[str] = set()
-    for example in examples:
-        sequences, reason = encoded(example, encode, max_length_tokens)
+    longer: list[str] = []
+    for example, row in zip(examples, rows, strict=True):
+        if row.reason == TOO_LONG if isinstance(row, NotTrainable) else row.num_exchanges_left_out > 0:
+            longer.append(example.source)
         for tally in (tallies[example.ability or NO_ABILITY], total):
             tally.num_rows += 1
             tally.num_duplicates += example.id in seen
             tally.num_conflicting += prompt_key(example) in conflicting
-            if not sequences:
-                tally.dropped[reason] += 1
-                continue
-            tally.count(sequences, end_of_turn_ids)
+            if isinstance(row, NotTrainable):
+                tally.dropped[row.reason] += 1
+            else:
+                tally.count(row.sequences, end_of_turn_ids)
         seen.add(example.id)
     abilities = tuple(tallies[name].result(name) for name in sorted(tallies))
     whole = total.result(TOTAL)
@@ -155,31 +160,10 @@ def audit(
         abilities=abilities,
         total=whole,
         max_length_tokens=max_length_tokens,
+        longer=tuple(longer),
         stop_reasons=find_stop_reasons(abilities, whole),
         warnings=find_warnings(abilities, whole),
     )
-
-
-def encoded(example: Example, encode: Encode, max_length_tokens: int) -> tuple[Sequence[TokenSequence], str]:
-    """Return the sequences of an example, or none and the reason why it cannot be trained."""
-    try:
-        sequences = encode(example)
-    except NotTrainable as error:
-        return (), error.reason
-    fitting = [one for one in sequences if len(one) <= max_length_tokens]
-    return fitting, "" if fitting else TOO_LONG
-
-
-def longer_than(
-    examples: Iterable[Example], num_tokens: int, *, encode: Encode, max_length_tokens: int
-) -> tuple[Example, ...]:
-    """Return the examples whose tokens, at most `max_length_tokens`, are more than `num_tokens`; too long ones too."""
-    found = []
-    for example in examples:
-        sequences, reason = encoded(example, encode, max_length_tokens)
-        if reason == TOO_LONG or any(len(one) > num_tokens for one in sequences):
-            found.append(example)
-    return tuple(found)
 
 
 def find_stop_reasons(abilities: Sequence[AbilityAudit], total: AbilityAudit) -> tuple[str, ...]:

@@ -7,13 +7,12 @@ evaluation, chat and API all pass through here, so that a model is asked in exac
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 
 from deft.errors import NotTrainable, UserError
 from deft.prompt.formats.kinds import ChatFormat, Encoded, Tools, TrainReasoning
-from deft.types import IGNORED_LABEL, Dropped, Example, Message, TokenSequence, check_conversation
+from deft.types import IGNORED_LABEL, Dropped, EncodedExample, Example, Message, TokenSequence, check_conversation
 
 ROWS_AT_ONCE = 1024
 """Enough for all cores to be busy, and a few megabytes."""
@@ -83,7 +82,7 @@ def encoded_rows(
     *,
     max_length_tokens: int,
     train_reasoning: TrainReasoning = "last",
-) -> Iterator["FittedExample | NotTrainable"]:
+) -> Iterator[EncodedExample | NotTrainable]:
     """Yield for each example its sequences, or why it cannot be trained; a few are in memory at a time."""
     for start in range(0, len(examples), ROWS_AT_ONCE):
         some = examples[start : start + ROWS_AT_ONCE]
@@ -101,13 +100,6 @@ def encoded_rows(
                 yield error
 
 
-class FittedExample(NamedTuple):
-    """The sequences of an example, and how many of its oldest exchanges did not fit into one of them at most."""
-
-    sequences: list[TokenSequence]
-    num_exchanges_left_out: int
-
-
 def fitted_example(
     example: Example,
     encoded: Sequence[Encoded],
@@ -115,7 +107,7 @@ def fitted_example(
     *,
     max_length_tokens: int,
     train_reasoning: TrainReasoning,
-) -> FittedExample:
+) -> EncodedExample:
     """Return the sequences of an example, those that are too long encoded again without their oldest exchanges.
 
     Raises:
@@ -144,7 +136,7 @@ def fitted_example(
         found.append(sequence_of(example, one, chat_format))
     if refused is not None and not found:
         raise refused
-    return FittedExample(found, most_left_out)
+    return EncodedExample(found, most_left_out)
 
 
 def sequence_of(example: Example, encoded: Encoded, chat_format: ChatFormat) -> TokenSequence:

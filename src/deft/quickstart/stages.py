@@ -28,7 +28,7 @@ from deft.language.catalogue import translated, worded
 from deft.language.choose import Lang
 from deft.losses import RowLoss, read_rows_kept
 from deft.model.start import Start, start_from
-from deft.prompt.encode import encode_example, encode_examples
+from deft.prompt.encode import encode_examples, encoded_rows
 from deft.quickstart.narrator import Narrator, row_bar
 from deft.quickstart.plan import CHINESE_MODEL, TUNED, Plan, find_run, knows_language, newest_unfinished
 from deft.quickstart.prompts import PROMPTS
@@ -126,10 +126,11 @@ def show_data(rows: Rows, chat_format: "ChatFormat", plan: Plan, tell: Narrator)
     Raises:
         UserError: if a held-out row is, or if training would be pointless.
     """
+    limit = plan.config.max_length_tokens
     result = audit(
         rows.train,
-        encode=lambda row: encode_example(row, chat_format, max_length_tokens=plan.config.max_length_tokens),
-        max_length_tokens=plan.config.max_length_tokens,
+        encoded_rows(rows.train, chat_format, max_length_tokens=limit),
+        max_length_tokens=limit,
         end_of_turn_ids=chat_format.end_of_turn_ids,
     )
     tell.console.print(Padding(audit_table(result, plan.lang), (1, 0, 1, 2)))
