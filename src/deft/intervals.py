@@ -76,7 +76,7 @@ def mean_losses(rows: Sequence[RowLoss], *, num_resamples: int = 2000, seed: int
 def mean_interval(rows: Sequence[RowLoss], *, num_resamples: int, seed: int) -> tuple[float, float]:
     """Return the bounds of the interval of a mean loss per token; each ability keeps its number of rows."""
     strata = [sorted(group, key=lambda row: row.id) for group in by_ability(rows).values()]
-    values = np.array([(row.nll, row.num_supervised) for stratum in strata for row in stratum], dtype=np.float64)
+    values = np.array([(row.nll, row.total_weight) for stratum in strata for row in stratum], dtype=np.float64)
     sums = resampled_sums(values, [len(stratum) for stratum in strata], num_resamples, seed)
     return bounds(sums[:, 0] / sums[:, 1], tail_probability(0.95, num_rows=len(rows), num_strata=len(strata)))
 
@@ -123,7 +123,7 @@ def paired_change(
     rows = [row for stratum in strata for row in stratum]
     nll_before = np.array([row.nll for row in rows])
     nll_after = np.array([nll_after_of[row.id] for row in rows])
-    tokens = np.array([row.num_supervised for row in rows], dtype=np.float64)
+    tokens = np.array([row.total_weight for row in rows], dtype=np.float64)
     loss_before, loss_after = nll_before.sum() / tokens.sum(), nll_after.sum() / tokens.sum()
 
     sums = resampled_sums(
@@ -157,7 +157,7 @@ def check_same_rows(before: Sequence[RowLoss], after: Sequence[RowLoss]) -> None
     """
     sides = []
     for rows in (before, after):
-        side = {row.id: (row.ability, row.num_supervised) for row in rows}
+        side = {row.id: (row.ability, row.num_supervised, row.total_weight) for row in rows}
         if len(side) < len(rows):
             seen: set[str] = set()
             twice = next(row.id for row in rows if row.id in seen or seen.add(row.id))  # type: ignore[func-returns-value]

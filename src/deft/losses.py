@@ -16,17 +16,28 @@ NO_ABILITY = "other"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowLoss:
-    """The loss of one row: `nll` in nats, summed over its `num_supervised` tokens; `ability` None counts as `other`."""
+    """The loss of one row, or of one of its sequences, which `part` counts; `ability` None counts as `other`.
+
+    `nll` is in nats, summed over its `num_supervised` tokens, each times its loss weight; `weight` is the sum of these
+    weights, None where all are 1.
+    """
 
     id: str
     ability: str | None
     nll: float
     num_supervised: int
+    weight: float | None = None
+    part: int = 0
+
+    @property
+    def total_weight(self) -> float:
+        """What the row's `nll` is divided by for a mean: the sum of its weights."""
+        return self.num_supervised if self.weight is None else self.weight
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AbilityLoss:
-    """The mean NLL per supervised token of an ability, in nats: long rows count by their tokens."""
+    """The mean NLL per supervised token of an ability, in nats: long rows count by their tokens and weights."""
 
     ability: str
     loss: float
@@ -38,8 +49,33 @@ class AbilityLoss:
 
 
 def mean_loss(rows: Sequence[RowLoss]) -> float:
-    """Return the mean NLL per supervised token over `rows` (at least one), in nats."""
-    return sum(row.nll for row in rows) / sum(row.num_supervised for row in rows)
+    """Return the mean NLL per supervised token over `rows` (at least one), in nats: Σ weight · nll / Σ weight."""
+    return sum(row.nll for row in rows) / sum(row.total_weight for row in rows)
+
+
+def by_row(losses: Iterable[RowLoss]) -> list[RowLoss]:
+    """Return the loss of each row by its id and ability, those of its sequences added up: the row is the sample.
+
+    What was measured twice of the same part of a row counts once.
+    """
+    parts = {(one.id, one.ability, one.part): one for one in losses}
+    rows: dict[tuple[str, str | None], RowLoss] = {}
+    for (row_id, ability, _), one in parts.items():
+        before = rows.get((row_id, ability))
+        rows[row_id, ability] = one if before is None else added(before, one)
+    return list(rows.values())
+
+
+def added(left: RowLoss, right: RowLoss) -> RowLoss:
+    """Return the loss of two sequences of one row together."""
+    is_plain = left.weight is None and right.weight is None
+    return RowLoss(
+        id=left.id,
+        ability=left.ability,
+        nll=left.nll + right.nll,
+        num_supervised=left.num_supervised + right.num_supervised,
+        weight=None if is_plain else left.total_weight + right.total_weight,
+    )
 
 
 def losses_by_ability(rows: Iterable[RowLoss]) -> dict[str, AbilityLoss]:

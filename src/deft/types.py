@@ -71,16 +71,16 @@ class Message:
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise UserError("unknown role", got=self.role, fix="roles are system, user, assistant and tool")
-        for what, text in (("content", self.content), ("reasoning", self.reasoning)):
+        for text in (self.content, self.reasoning):
             if not isinstance(text, str):
-                fault = f"the {what} of the {self.role} message is not text"
+                fault = f"the content of the {self.role} message is not text"
                 raise UserError(fault, got=text, fix="put the text in quotes, or leave the row out")
         if not self.content.strip() and self.role != "tool" and not self.tool_calls:
             what = "empty reply" if self.role == "assistant" else f"empty {self.role} message"
             raise UserError(what, fix="give it text, or leave the row out")
         if self.role != "assistant" and (self.reasoning or self.tool_calls or self.weight != 1):
-            what = f"a {self.role} message has reasoning, tool calls or a loss weight, which only replies have"
-            raise UserError(what, got=self.content, fix="take them out, or leave the row out")
+            fault = f"a {self.role} message has reasoning, tool calls or a loss weight, which only replies have"
+            raise UserError(fault, got=self.content, fix="take them out, or leave the row out")
         if not (isinstance(self.weight, int | float) and math.isfinite(self.weight) and self.weight >= 0):
             raise UserError("the loss weight of a reply is not a number from 0 on", got=self.weight, fix="write 0 or 1")
         check_characters(f"the {self.role} message", self.content + self.reasoning)
@@ -236,7 +236,7 @@ class TokenSequence:
     taught in its place, `ChatFormat.trained_as`) and `IGNORED_LABEL` elsewhere. Labels are not shifted: position t is
     predicted from position t - 1. `weights` float32 `[length]` are the loss weights of the tokens, where they are not
     all 1: the loss is Σ weight · nll / Σ weight. `place` tells rows of equal content apart: it counts the sequences of
-    a split from 0.
+    a split from 0. `part` counts the sequences of one row.
     """
 
     id: str
@@ -245,6 +245,7 @@ class TokenSequence:
     ability: str | None = None
     place: int = 0
     weights: NDArray[np.float32] | None = None
+    part: int = 0
 
     def __post_init__(self) -> None:
         if self.weights is not None and self.weights.shape != self.labels.shape:

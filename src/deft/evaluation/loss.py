@@ -24,7 +24,7 @@ def row_losses(
     pack_length_tokens: int,
     on_progress: Callable[[list[RowLoss]], None] | None = None,
 ) -> list[RowLoss]:
-    """Return the loss of every row, in the order given; rows run in packs of at most `pack_length_tokens`.
+    """Return the loss of every sequence, in the order given; they run in packs of at most `pack_length_tokens`.
 
     A row's loss does not depend on the rows beside it. `on_progress` is called after each pack with that pack's rows:
     to move a bar, or to keep what is done so far. The model comes back in the mode it was in.
@@ -67,9 +67,9 @@ def row_losses_kept(
     The file is one of JSON lines, and belongs to one model and one way of encoding: that is the caller's to see to.
     `on_progress` is called with what was computed now.
     """
-    done = {row.id: row for row in read_rows_kept(file)}
+    done = {(row.id, row.part): row for row in read_rows_kept(file)}
     write_rows(file, list(done.values()))  # a line that an interruption cut off goes
-    missing = [row for row in sequences if row.id not in done]
+    missing = [row for row in sequences if (row.id, row.part) not in done]
     with file.open("a", encoding="utf-8") as stream:
 
         def keep(pack: list[RowLoss]) -> None:
@@ -79,10 +79,17 @@ def row_losses_kept(
                 on_progress(pack)
 
         found = row_losses(model, missing, pack_length_tokens=pack_length_tokens, on_progress=keep)
-    done |= {row.id: row for row in found}
-    return [done[row.id] for row in sequences]
+    done |= {(row.id, row.part): row for row in found}
+    return [done[row.id, row.part] for row in sequences]
 
 
 def evaluated(row: TokenSequence, nll: float) -> RowLoss:
     """Return the loss of a row as it is kept."""
-    return RowLoss(id=row.id, ability=row.ability or NO_ABILITY, nll=nll, num_supervised=row.num_supervised)
+    return RowLoss(
+        id=row.id,
+        ability=row.ability or NO_ABILITY,
+        nll=nll,
+        num_supervised=row.num_supervised,
+        weight=None if row.weights is None else row.total_weight,
+        part=row.part,
+    )

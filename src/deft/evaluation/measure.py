@@ -13,7 +13,7 @@ from deft.errors import UserError
 from deft.evaluation.loss import row_losses
 from deft.hub.find import find
 from deft.intervals import MeanLoss, mean_losses
-from deft.losses import RowLoss
+from deft.losses import RowLoss, added
 from deft.model.load import load_model
 from deft.model.size import reach
 from deft.model.start import Start, start_from
@@ -72,8 +72,11 @@ def evaluate_loss(
         if encoded.dropped:
             got += f"; the first: {encoded.dropped[0].reason}: {encoded.dropped[0].detail}"
         raise UserError("there is no example to measure a loss on", got=got, fix="see what `deft.audit` says of them")
-    rows = row_losses(loaded.model, encoded.sequences, pack_length_tokens=limit)
-    return LossResult(abilities=mean_losses(rows), rows=tuple(rows), dropped=encoded.dropped)
+    rows: dict[int, RowLoss] = {}  # by the place of the example: a row may have several sequences
+    losses = row_losses(loaded.model, encoded.sequences, pack_length_tokens=limit)
+    for place, loss in zip(encoded.places, losses, strict=True):
+        rows[place] = added(rows[place], loss) if place in rows else loss
+    return LossResult(abilities=mean_losses(list(rows.values())), rows=tuple(rows.values()), dropped=encoded.dropped)
 
 
 def load_to_measure(start: Start, *, dtype: str = "auto", device: str | None = None) -> "LoadedModel":

@@ -26,8 +26,9 @@ class PackedRows:
     """Rows laid end to end for one forward pass.
 
     `input_ids`, `position_ids` int64 [1, tokens] (positions restart with each row); `predicting` int64 [supervised]
-    are the positions whose next token is supervised, `targets` int64 [supervised] those tokens, and `row_of` int64
-    [supervised] the index of the row each belongs to. `rows` are the sequences themselves, where there are any.
+    are the positions whose next token is supervised, `targets` int64 [supervised] those tokens, `row_of` int64
+    [supervised] the index of the row each belongs to, and `weights` fp32 [supervised] their loss weights, None where
+    all are 1. `rows` are the sequences themselves, where there are any.
     """
 
     row_ids: tuple[str, ...]
@@ -37,6 +38,7 @@ class PackedRows:
     predicting: torch.Tensor
     targets: torch.Tensor
     row_of: torch.Tensor
+    weights: torch.Tensor | None = None
     rows: tuple[TokenSequence, ...] = ()
 
     @classmethod
@@ -54,6 +56,7 @@ class PackedRows:
             predicting=supervised - 1,  # never crosses a row: the first token of a row carries no label
             targets=labels[supervised],
             row_of=row_of_token[supervised],
+            weights=weights_of(sequences)[supervised] if any(row.weights is not None for row in sequences) else None,
             rows=tuple(sequences),
         )
 
@@ -67,9 +70,21 @@ class PackedRows:
         """The tokens of the pack that carry loss."""
         return len(self.targets)
 
+    @property
+    def total_weight(self) -> float:
+        """Their loss weights, added up."""
+        return len(self.targets) if self.weights is None else self.weights.double().sum().item()
+
+
+def weights_of(sequences: Sequence[TokenSequence]) -> torch.Tensor:
+    """Return the loss weights of all tokens of some sequences, end to end, fp32."""
+    ones = (torch.ones(len(row)) if row.weights is None else torch.from_numpy(row.weights) for row in sequences)
+    return torch.cat(list(ones))
+
 
 class SupervisedNLL(NamedTuple):
-    """`total`: the sum over supervised tokens, differentiable; `per_token` fp32 [supervised], detached.
+    """`total`: the sum over supervised tokens, each by its weight, differentiable; `per_token` fp32 [supervised]:
+    their NLL without weights, detached.
 
     It is a tuple because DDP and FSDP find the tensors of a forward pass in tuples only.
     """
@@ -78,9 +93,10 @@ class SupervisedNLL(NamedTuple):
     per_token: torch.Tensor
 
     def per_row(self, packed: PackedRows) -> torch.Tensor:
-        """Return the NLL summed over each row, fp64 [rows], on the CPU."""
+        """Return the NLL summed over each row, weighted as `total` is, fp64 [rows], on the CPU."""
         sums = torch.zeros(len(packed.row_ids), dtype=torch.float64)
-        return sums.index_add_(0, packed.row_of, self.per_token.double().cpu())
+        per_token = self.per_token.double().cpu()
+        return sums.index_add_(0, packed.row_of, per_token if packed.weights is None else per_token * packed.weights)
 
 
 def supervised_nll(model: PreTrainedModel, packed: PackedRows) -> SupervisedNLL:
@@ -93,11 +109,13 @@ def supervised_nll(model: PreTrainedModel, packed: PackedRows) -> SupervisedNLL:
         "use_cache": False,
     }
     predicting, targets = packed.predicting.to(device), packed.targets.to(device)
+    weights = None if packed.weights is None else packed.weights.to(device)
     base = base_model(model)
     if not has_plain_head(base):
         logits = model(**inputs, logits_to_keep=predicting).logits[0].float()
         per_token = nn.functional.cross_entropy(logits, targets, reduction="none")
-        return SupervisedNLL(total=per_token.sum(), per_token=per_token.detach())
+        weighted = per_token if weights is None else per_token * weights
+        return SupervisedNLL(total=weighted.sum(), per_token=per_token.detach())
     decoder, head = cast(nn.Module, base.get_decoder()), cast(nn.Linear, base.get_output_embeddings())
     hidden = decoder(**inputs).last_hidden_state[0, predicting]
 
@@ -105,7 +123,7 @@ def supervised_nll(model: PreTrainedModel, packed: PackedRows) -> SupervisedNLL:
         weight = head_weight(head)
         if not torch.is_grad_enabled():  # a Function is told what wants a gradient, not whether any is asked for
             weight = weight.detach()
-        return ChunkedCrossEntropy.apply(hidden, weight, targets)
+        return ChunkedCrossEntropy.apply(hidden, weight, targets, weights)
 
     # Through the head's own call, because hooks on it bring its weight together where it is sharded (ZeRO-3, FSDP2).
     with forward_replaced(head, losses):
@@ -175,9 +193,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, token_weights: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Shapes: `hidden` [supervised, hidden], `weight` [vocab, hidden], `targets` [supervised]."""
+        """Shapes: `hidden` [supervised, hidden], `weight` [vocab, hidden], `targets`, `token_weights` [supervised]."""
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         ctx.hidden_dtype, ctx.weight_dtype = hidden.dtype, weight.dtype
         kind = hidden.device.type
@@ -195,6 +213,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 continue
             grad_logits = log_likelihood.exp_()
             grad_logits[rows, targets[here]] -= 1.0
+            if token_weights is not None:
+                grad_logits *= token_weights[here, None]
             grad_logits = grad_logits.to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mm(grad_logits, weight, out=grad_hidden[here])
@@ -204,7 +224,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 grad_weight += grad_logits.T @ hidden[here]
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.mark_non_differentiable(per_token)
-        return per_token.sum(), per_token
+        weighted = per_token if token_weights is None else per_token * token_weights
+        return weighted.sum(), per_token
 
     @staticmethod
     def backward(ctx: Any, grad_total: torch.Tensor, _: torch.Tensor) -> Any:
@@ -214,4 +235,4 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             grad_hidden = grad_hidden.to(ctx.hidden_dtype) * grad_total
         if grad_weight is not None:
             grad_weight = (grad_weight.mul_(grad_total)).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None
+        return grad_hidden, grad_weight, None, None

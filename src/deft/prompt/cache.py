@@ -122,9 +122,14 @@ def read_rows(file: Path, examples: Sequence[Example]) -> EncodeResult:
     return EncodeResult(
         sequences=tuple(
             TokenSequence(
-                id=examples[place].id, input_ids=ids, labels=marks, ability=examples[place].ability, weights=each
+                id=examples[place].id,
+                input_ids=input_ids[number],
+                labels=labels[number],
+                ability=examples[place].ability,
+                weights=weights[number],
+                part=number - places.index(place),
             )
-            for place, ids, marks, each in zip(places, input_ids, labels, weights, strict=True)
+            for number, place in enumerate(places)
         ),
         places=tuple(places),
         dropped=tuple(Dropped(**(row | {"source": source_of[row["id"]]})) for row in dropped),

@@ -133,14 +133,14 @@ def fitted_example(
             refused = too_long(len(whole.ids), len(one.ids), max_length_tokens)
             continue
         most_left_out = max(most_left_out, num_left_out)
-        found.append(sequence_of(example, one, chat_format))
+        found.append(sequence_of(example, one, chat_format, part=len(found)))
     if refused is not None and not found:
         raise refused
     return EncodedExample(found, most_left_out)
 
 
-def sequence_of(example: Example, encoded: Encoded, chat_format: ChatFormat) -> TokenSequence:
-    """Return ids and weights as the arrays that training takes."""
+def sequence_of(example: Example, encoded: Encoded, chat_format: ChatFormat, *, part: int) -> TokenSequence:
+    """Return ids and weights as the arrays that training takes; `part` counts the sequences of the example."""
     input_ids = np.array(encoded.ids, dtype=np.int32)
     weights = np.array(encoded.weights, dtype=np.float32)
     labels = input_ids.copy()
@@ -154,6 +154,7 @@ def sequence_of(example: Example, encoded: Encoded, chat_format: ChatFormat) -> 
         labels=labels,
         ability=example.ability,
         weights=None if is_plain else weights,
+        part=part,
     )
 
 

@@ -256,7 +256,7 @@ def texts_to_check(loaded: LoadedModel) -> list[list[int]]:
     texts = [loaded.tokenizer.encode(text) for text in CHECK_TEXTS]
     chat_format = chat_format_in(loaded.tokenizer, loaded.path)
     if chat_format is not None:
-        texts.append(chat_format.encode_conversation(PROBE)[0])
+        texts.append(chat_format.encode_conversation(PROBE)[-1].ids)
     for ids in texts:
         check_ids(loaded.model, ids, where=f"the tokenizer in {loaded.path}")
     return [ids[:MAX_CHECKED_TOKENS] for ids in texts]

@@ -26,7 +26,7 @@ from deft.hub.known import find_known, format_parameters
 from deft.hub.pull import pull
 from deft.language.catalogue import translated, worded
 from deft.language.choose import Lang
-from deft.losses import RowLoss, read_rows_kept
+from deft.losses import RowLoss, by_row, mean_loss, read_rows_kept
 from deft.model.start import Start, start_from
 from deft.prompt.encode import encode_examples, encoded_rows
 from deft.quickstart.narrator import Narrator, row_bar
@@ -157,7 +157,7 @@ def measure_before(plan: Plan, loaded: "LoadedModel", chat_format: "ChatFormat",
     train, valid = (encode_examples(split, chat_format, max_length_tokens=limit) for split in (rows.train, rows.valid))
     identity = run_identity(plan.config, loaded.path, train, valid)
     evaluated = losses(plan, loaded, chat_format, rows.test, file=plan.parts / "rows_before.jsonl", tell=tell)
-    loss = sum(row.nll for row in evaluated) / sum(row.num_supervised for row in evaluated)
+    loss = mean_loss(evaluated)
     kept = plan.parts / "replies_before.json"
     answers = read_object(kept).get("replies")
     if answers is None:
@@ -185,9 +185,10 @@ def losses(
         tell.resumed_stages.add("before" if file.parent == plan.parts else "after")
         tell.say("kept", rows=len(sequences) - num_missing, all=len(sequences))
     with row_bar(tell, num_missing) as advance:
-        return row_losses_kept(
+        found = row_losses_kept(
             loaded.model, sequences, file=file, pack_length_tokens=limit, on_progress=lambda rows: advance(len(rows))
         )
+    return by_row(found)
 
 
 def replies(plan: Plan, loaded: "LoadedModel", chat_format: "ChatFormat") -> list[str]:

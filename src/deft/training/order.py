@@ -39,9 +39,9 @@ class Batch:
     share: Share
 
     @property
-    def num_supervised(self) -> int:
-        """The supervised tokens of all processes together."""
-        return sum(row.num_supervised for row in self.rows)
+    def total_weight(self) -> float:
+        """The loss weights of the supervised tokens of all processes together, added up."""
+        return sum(row.total_weight for row in self.rows)
 
     def passes(self, capacity: int) -> list[Pass]:
         """Return what this process runs: its rows in packs of at most `capacity` tokens (a longer row is one alone).

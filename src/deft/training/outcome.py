@@ -17,7 +17,7 @@ from deft.files import read_object
 from deft.fingerprint import versions
 from deft.intervals import Change, paired_changes
 from deft.language.choose import Lang
-from deft.losses import NO_ABILITY, OVERALL, RowLoss
+from deft.losses import NO_ABILITY, OVERALL, RowLoss, by_row
 from deft.report.charts import abilities_chart, plain_text, save_png
 from deft.report.page import was_chosen, write_report
 from deft.report.results import ReplyPair, Results
@@ -108,13 +108,22 @@ def losses_by_step(folder: Path) -> dict[int, list[RowLoss]]:
 
 def evaluated_rows(rows: Sequence[Mapping[str, Any]]) -> list[RowLoss]:
     """Return rows of a run's record as they are compared; an ability may not go by the name of all rows together."""
-    found: dict[tuple[str, str], RowLoss] = {}
+    found = []
     for row in rows:
         ability = row["ability"] or NO_ABILITY
         ability = f"{OVERALL} (ability)" if ability == OVERALL else ability
         key = f"{row['id']} {ability}"
-        found[key, ability] = RowLoss(id=key, ability=ability, nll=row["nll"], num_supervised=row["num_supervised"])
-    return list(found.values())
+        found.append(
+            RowLoss(
+                id=key,
+                ability=ability,
+                nll=row["nll"],
+                num_supervised=row["num_supervised"],
+                weight=row.get("weight"),  # rows of earlier versions have neither this nor a part
+                part=row.get("part", 0),
+            )
+        )
+    return by_row(found)
 
 
 # --- what is written ------------------------------------------------------------------------------------------------

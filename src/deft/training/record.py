@@ -21,7 +21,8 @@ SUMMARY_KEYS = {"train_runtime"}
 class RecordedRow(RowLoss):
     """The loss of one row in one epoch.
 
-    `row` is its place among the rows of its split, counted from 0, which tells rows of equal content apart; `step` is
+    `row` is the place of its sequence among those of its split, counted from 0, which tells rows of equal content
+    apart; `step` is
     the optimizer step in which it was met, for a validation the steps before it. The epoch of a validation is the one
     that it ends or cuts short, 0 before any training. Training losses are those met on the way, each row before its own
     update.
@@ -65,6 +66,8 @@ class RunRecord:
                 ("num_supervised", pa.int32()),
                 ("step", pa.int32()),
                 ("row", pa.int32()),
+                ("weight", pa.float64()),
+                ("part", pa.int32()),
             ]
         )
         with written_whole(folder / "rows.parquet") as temporary:

@@ -146,14 +146,14 @@ class SupervisedTrainer(CheckpointingTrainer):
         order = self.row_order()
         return self.began_at.epoch, (order.steps_per_epoch - order.steps_left) * order.accumulation
 
-    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> int:
-        """Begin an optimizer step: note its batches and count their supervised tokens, over all processes."""
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Any:
+        """Begin an optimizer step: note its batches and add up their loss weights, over all processes."""
         self.step_batches = batch_samples
         epoch = int(self.state.epoch or 0)
         met_before = self.position.num_met if self.position.epoch == epoch else 0
         met = met_before + sum(len(batch.rows) for batch in batch_samples)
         self.position = Position(step=self.state.global_step + 1, epoch=epoch, num_met=met)
-        return sum(batch.num_supervised for batch in batch_samples)
+        return sum(batch.total_weight for batch in batch_samples)
 
     def training_step(  # type: ignore[override]  # transformers' batches are dicts
         self, model: Any, inputs: Batch, num_items_in_batch: Any = None
@@ -182,14 +182,14 @@ class SupervisedTrainer(CheckpointingTrainer):
         return part
 
     def run_batch(
-        self, model: Any, batch: Batch, num_supervised: Any
+        self, model: Any, batch: Batch, total_weight: Any
     ) -> tuple[torch.Tensor, list[RecordedRow], list[PackedRows]]:
         """Add the gradient of a batch; return its part of the step's loss, its rows' losses, and its packs.
 
         Gradients are averaged over the processes afterwards, so each loss is multiplied by their number: what comes
-        out is the gradient of the mean over all supervised tokens of the step, wherever they were.
+        out is the gradient of the mean over all supervised tokens of the step, wherever they were, each by its weight.
         """
-        scale = self.share.world_size / num_supervised
+        scale = self.share.world_size / total_weight
         part = torch.zeros((), device=self.args.device)
         rows: list[RecordedRow] = []
         packs: list[PackedRows] = []
@@ -217,7 +217,7 @@ class SupervisedTrainer(CheckpointingTrainer):
             with self.compute_loss_context_manager():
                 nll = SupervisedNLL(*model(packed=pack))
             self.watch.check_loss(
-                nll.total.item() / pack.num_supervised,
+                nll.total.item() / pack.total_weight,
                 num_tokens=pack.num_supervised,
                 step=self.state.global_step + 1,
                 row_ids=pack.row_ids,
@@ -375,6 +375,8 @@ def row_losses(pack: PackedRows, sums: Sequence[float], *, split: str, epoch: in
             num_supervised=count,
             step=step,
             row=row.place,
+            weight=None if row.weights is None else row.total_weight,
+            part=row.part,
         )
         for row, nll, count in zip(pack.rows, sums, counts, strict=True)
     ]

@@ -15,16 +15,16 @@ from jinja2 import TemplateError, nodes
 from numpy.typing import NDArray
 
 from deft.errors import NotTrainable
+from deft.prompt.formats.endings import Ending
 from deft.prompt.formats.kinds import Encoded
 from deft.prompt.formats.probe_template import environment
-from deft.prompt.formats.rendering import Skeleton, mark, marked, skeleton_of, slots_of
+from deft.prompt.formats.rendering import Renderer, Skeleton, mark, marked, skeleton_of, slots_of
+from deft.prompt.formats.replies import served
 from deft.prompt.formats.turns import PROBE, Turn, turns_of
 from deft.prompt.guard import Guard
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from deft.prompt.formats.template import TemplateFormat
 
 TEXT_METHODS = frozenset(
     (
@@ -98,14 +98,22 @@ Plan = tuple[PlannedSequence, ...]
 class Batches:
     """Encodes plain conversations of one template format in batches; what it cannot prove it leaves out (None)."""
 
-    def __init__(self, chat_format: "TemplateFormat", tokenizer: "PreTrainedTokenizerBase", guard: Guard) -> None:
-        self._format = chat_format
+    def __init__(
+        self,
+        renderer: Renderer,
+        ending: Ending,
+        *,
+        tokenizer: "PreTrainedTokenizerBase",
+        guard: Guard,
+    ) -> None:
+        self._renderer = renderer
+        self._ending = ending
         self._tokenizer = tokenizer
         self._guard = guard
         self._plans: dict[tuple[Any, ...], Plan | None] = {}
         self._proven: set[tuple[Any, ...]] = set()
-        self._words = deciding_words(chat_format.template)
-        probe = chat_format.renderer.text(turns_of(PROBE, has_system_role=True)[:2], for_reply=False)
+        self._words = deciding_words(renderer.template)
+        probe = renderer.text(turns_of(PROBE, has_system_role=True)[:2], for_reply=False)
         self._is_fast = self._words is not None and has_fast_ids(tokenizer, [probe])
         self._is_control = np.zeros(max(guard.control_ids, default=0) + len(tokenizer) + 1, dtype=np.bool_)
         self._is_control[list(guard.control_ids)] = True
@@ -126,7 +134,7 @@ class Batches:
         texts = []
         for one in plan:
             try:
-                rendered = self._format.renderer.text(turns[: one.num_turns], for_reply=False)
+                rendered = self._renderer.text(turns[: one.num_turns], for_reply=False)
             except NotTrainable:
                 return None
             text = one.text(rendered, turns)
@@ -168,7 +176,7 @@ class Batches:
         try:
             for place, turn in enumerate(turns):
                 if turn.role == "assistant" and turn.weight:
-                    reply = self._format.served(turns[: place + 1])
+                    reply = served(self._renderer, turns[: place + 1], (), self._ending)
                     spans = [(place, reply.start, len(reply.text))]
                     earlier = next((draft for draft in drafts if reply.text.startswith(draft[0])), None)
                     if earlier is not None:
@@ -184,8 +192,8 @@ class Batches:
     def _planned(
         self, turns: Sequence[Turn], text: str, num_turns: int, spans: Sequence[tuple[int, int, int]]
     ) -> PlannedSequence | None:
-        rendered = self._format.renderer.text(turns[:num_turns], for_reply=False)
-        written, closing = self._format.ending_of_text.written, self._format.ending_of_text.closing
+        rendered = self._renderer.text(turns[:num_turns], for_reply=False)
+        written, closing = self._ending.written, self._ending.closing
         shown = [slot for slot in slots_of(turns[:num_turns]) if mark(slot) in text]
         if text != rendered[: len(rendered) - len(written)] + closing or any(text.count(mark(s)) > 1 for s in shown):
             return None

@@ -11,13 +11,16 @@ from typing import NamedTuple
 
 from deft.errors import NotTrainable
 from deft.prompt.formats.kinds import Tools
-from deft.prompt.formats.rendering import PROBE_TOOL, REMEDY, Renderer
+from deft.prompt.formats.rendering import PROBE_TOOL, Renderer
 from deft.prompt.formats.turns import Turn, num_common
 from deft.prompt.guard import Guard
 from deft.types import ToolCall
 
 MARK, LATER, EARLIER = "MarkOfReply", "MarkOfLater", "MarkOfEarlier"
 """Letters alone: calls and results may be written as JSON that escapes others."""
+
+
+NO_END_FIX = "add the template's end-of-turn token to the special tokens, or give the tokenizer another chat template"
 
 
 class Ending(NamedTuple):
@@ -78,7 +81,7 @@ class Endings:
                 "no_end_of_turn",
                 "the template writes no special token after a reply, so the model would never learn to stop",
                 got=closing or as_last[:40] or between[:40],
-                fix="add the template's end-of-turn token to the tokenizer's special tokens, or " + REMEDY,
+                fix=NO_END_FIX,
             )
         before_eos, found, _ = closing.partition(self._eos)
         closing = before_eos + found  # generation stops there, whatever the template writes after it

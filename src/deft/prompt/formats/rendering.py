@@ -16,14 +16,14 @@ import jinja2
 
 from deft.errors import NotTrainable
 from deft.prompt.formats.kinds import Tools
-from deft.prompt.formats.turns import THINK, Turn, typed_json, with_reasoning_inside
+from deft.prompt.formats.turns import THINK, Turn, turns_of, typed_json, with_call_ids, with_reasoning_inside
 from deft.prompt.guard import Content, Guard
-from deft.types import ToolCall
+from deft.types import Message, ToolCall
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-REMEDY = "use `chat_format: role_tokens`, or give the tokenizer another chat template"
+REMEDY = "take the row out, or give the tokenizer another chat template (a newer revision of the model may have one)"
 RENDERING_ERRORS = (
     jinja2.TemplateError,
     TypeError,
@@ -36,12 +36,7 @@ RENDERING_ERRORS = (
 )
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 INSIDE, HIDDEN = "inside", "hidden"
-SHORT_ID = "call{number:05d}"
-"""Of nine letters and digits, as Mistral's templates want them."""
 LONG_ID = "call_of_a_function"
-CALL_ID = "functions.{name}:{number}"
-"""What Kimi's templates write; others that show an id show any."""
-
 LAYOUTS = (
     THINK,
     ("<|channel>thought\n", "\n<channel|>"),
@@ -143,10 +138,14 @@ class Renderer:
             )
         except RENDERING_ERRORS as error:
             fault = "the chat template rejects the conversation"
-            fix = f"change the row, or {REMEDY}"
+            fix = f"change the row as the template asks, {REMEDY}"
             raise NotTrainable("template_refuses_messages", fault, got=str(error), fix=fix) from error
         assert isinstance(text, str)
         return text
+
+    def as_given(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Return plain messages as the template is given them."""
+        return [self._message(turn) for turn in turns_of(messages, has_system_role=True)]
 
     def _message(self, turn: Turn) -> dict[str, Any]:
         """Return a turn as templates are given it; keys are there only where they say something."""
@@ -330,34 +329,6 @@ PROBE_TOOL = {
         },
     },
 }
-
-
-def with_call_ids(turns: Sequence[Turn], *, short: bool) -> Sequence[Turn]:
-    """Return the turns with an id for each call, and with its id and its function's name for each result.
-
-    Results without an id answer the calls in their order. With `short`, all ids are nine letters and digits long.
-    """
-    if not any(turn.calls for turn in turns):
-        return turns
-    found: list[Turn] = []
-    number = 0
-    pending: list[ToolCall] = []
-    for turn in turns:
-        changed = turn
-        if turn.calls:
-            pending = []
-            for call in turn.calls:
-                made = (SHORT_ID if short else CALL_ID).format(name=call.name, number=number)
-                pending.append(call.with_id(made if short or not call.id else call.id))
-                number += 1
-            changed = turn._replace(calls=tuple(pending))
-            asked = {call.id: made for call, made in zip(turn.calls, pending, strict=True) if call.id}
-        elif turn.role == "tool" and pending:
-            answered = asked.get(turn.call_id, pending[0])
-            pending = [call for call in pending if call is not answered] or pending[-1:]
-            changed = turn._replace(call_id=answered.id, name=turn.name or answered.name)
-        found.append(changed)
-    return found
 
 
 def skeleton_of(text: str, slots: Collection[Slot]) -> Skeleton:

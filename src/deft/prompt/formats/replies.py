@@ -142,7 +142,7 @@ def beginning(ask: Ask, own: dict[str, Content]) -> Beginning:
         "template_rewrites_history",
         "the prompt that the template writes for a reply is not how the turn with the reply begins",
         got=f"the prompt ends with {asks[-80:]!r}, the turn begins with {turn[:80]!r}",
-        fix="try other --template-kwargs (such as enable_thinking), or " + REMEDY,
+        fix="try other --template-kwargs (such as enable_thinking), " + REMEDY,
     )
 
 
@@ -221,5 +221,5 @@ def no_end(written: str) -> NotTrainable:
         "no_end_of_turn",
         "the template ends this reply in another way than replies before a next turn, so its end cannot be told",
         got=written[-40:],
-        fix="shorten the conversation to this reply, or " + REMEDY,
+        fix="shorten the conversation to this reply, " + REMEDY,
     )

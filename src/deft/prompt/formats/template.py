@@ -191,7 +191,7 @@ class TemplateFormat:
 
     @cached_property
     def _batches(self) -> Batches:
-        return Batches(self, self._tokenizer, self._guard)
+        return Batches(self.renderer, self.ending_of_text, tokenizer=self._tokenizer, guard=self._guard)
 
     @cached_property
     def _ending_of_calls(self) -> Ending:
