@@ -118,6 +118,7 @@ def read_rows(file: Path, examples: Sequence[Example]) -> EncodeResult:
             weights[number] = stored["weights"][start:end].astype(np.float32)
             start = end
         dropped = json.loads(stored["dropped"].tobytes())
+    first_of = dict(zip(reversed(places), range(len(places) - 1, -1, -1), strict=True))
     source_of = {row.id: row.source for row in examples}
     return EncodeResult(
         sequences=tuple(
@@ -127,7 +128,7 @@ def read_rows(file: Path, examples: Sequence[Example]) -> EncodeResult:
                 labels=labels[number],
                 ability=examples[place].ability,
                 weights=weights[number],
-                part=number - places.index(place),
+                part=number - first_of[place],
             )
             for number, place in enumerate(places)
         ),

@@ -179,8 +179,8 @@ def losses(
     """Return the losses of examples; each pack is kept in `file` at once, and what is there is not computed again."""
     limit = plan.config.max_length_tokens
     sequences = encode_examples(examples, chat_format, max_length_tokens=limit).sequences
-    kept = {row.id for row in read_rows_kept(file)}
-    num_missing = sum(row.id not in kept for row in sequences)
+    kept = {(row.id, row.part) for row in read_rows_kept(file)}
+    num_missing = sum((row.id, row.part) not in kept for row in sequences)
     if kept:
         tell.resumed_stages.add("before" if file.parent == plan.parts else "after")
         tell.say("kept", rows=len(sequences) - num_missing, all=len(sequences))

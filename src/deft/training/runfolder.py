@@ -68,9 +68,13 @@ def run_identity(
 
 
 def rows_fingerprint(rows: Sequence[TokenSequence]) -> str:
-    """Return a fingerprint of token ids and labels: it changes with the data, the tokenizer, the format, the limit."""
-    parts = [part for row in rows for part in (row.input_ids.tobytes(), row.labels.tobytes())]
-    return fingerprint(parts)
+    """Return a fingerprint of ids, labels and weights: it changes with the data, the tokenizer, the format, the limit.
+
+    Rows without weights have the one that earlier versions gave them.
+    """
+    return fingerprint(
+        array.tobytes() for row in rows for array in (row.input_ids, row.labels, row.weights) if array is not None
+    )
 
 
 def open_run(config: TrainConfig, identity: dict[str, Any], unfinished: Path | None) -> Path:
