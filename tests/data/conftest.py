@@ -50,7 +50,7 @@ CASES = [
         },
         [SYSTEM, *QA],
         "geography",
-        {"tools": []},
+        {},
     ),
     FormatCase(
         "magpie",

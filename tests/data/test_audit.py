@@ -135,7 +135,7 @@ def test_leaks_by_id_and_by_prompt() -> None:
 
 def test_rows_longer_than_the_limit_are_named() -> None:
     rows = [example("长", "文", source="甲.json:1"), example("短", "文", source="甲.json:2"), example("更", "长")]
-    encoded = [
+    encoded: list[EncodedExample | NotTrainable] = [
         EncodedExample([sequence_of("长", 4, 2)], 1),
         EncodedExample([sequence_of("短", 4, 2)], 0),
         NotTrainable("too_long", "…"),

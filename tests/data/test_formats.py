@@ -2,7 +2,6 @@ from typing import Any
 
 import pytest
 
-from deft.data.fields import NOT_LOSS
 from deft.data.formats import FORMATS, find_format, parse_row, split_belle
 from deft.errors import UserError
 from deft.types import Message, content_id
@@ -117,13 +116,7 @@ BROKEN = [
     ({"messages": [{"content": "问"}]}, "a turn has no `role`", {"content": "问"}),
     ({"messages": [{"role": "老师", "content": "问"}]}, "unknown role", "老师"),
     ({"messages": [{"role": ["user"], "content": "问"}]}, "unknown role", ["user"]),
-    ({"messages": [ASK, {"role": "tool", "content": "3"}]}, "tool calls are not trained yet", "role tool"),
-    (
-        {"messages": [ASK, REPLY], "tools": [{"name": "天气"}]},
-        "tool calls are not trained yet (`tools`)",
-        [{"name": "天气"}],
-    ),
-    ({"messages": [ASK, REPLY | {"weight": 0}]}, f"{NOT_LOSS} (`weight`)", 0),
+    ({"messages": [ASK, {"role": "tool", "content": "3"}]}, "message 2 should be from the assistant", "tool: 3"),
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "图"}]}, REPLY]},
         "a part of the content is not text",
@@ -135,7 +128,7 @@ BROKEN = [
         "乙",
     ),
     ({"conversations": [{"from": "human", "value": "问"}]}, "the last message should be from the assistant", "user"),
-    ({"conversations": [{"from": "observation", "value": "晴"}]}, "tool calls are not trained yet", "role observation"),
+    ({"conversations": [{"from": "observation", "value": "晴"}]}, "message 1 should be from the user", "tool: 晴"),
     (alpaca(instruction="Human:甲\nAssistant:", input="乙"), "a multi-turn instruction has an `input` too", "乙"),
 ]
 
@@ -163,8 +156,3 @@ def test_unknown_format_names_the_nearest_one_and_the_flag_that_would_read_it() 
         "the nearest format is alpaca, for which it lacks output; "
         "if these are its prompt and reply: --fields prompt=instruction,response=回答"
     )
-
-
-def test_tool_call_of_a_reply_is_refused() -> None:
-    with pytest.raises(UserError, match="tool calls are not trained yet"):
-        parse_row({"messages": [ASK, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]})

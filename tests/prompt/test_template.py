@@ -184,7 +184,7 @@ def test_no_end_of_turn_is_refused():
     template += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     with pytest.raises(UserError, match="no_end_of_turn") as refusal:
         TemplateFormat(byte_tokenizer(chat_template=template))
-    assert "role_tokens" in (refusal.value.fix or "")
+    assert "another chat template" in (refusal.value.fix or "")
 
 
 def test_all_that_the_template_writes_before_the_end_of_turn_is_trained():

@@ -147,6 +147,7 @@ def audit(
     from deft.data.audit import leaks
     from deft.data.show import audit_table, names_of_some
     from deft.model.start import start_from
+    from deft.prompt.advice import notes
     from deft.prompt.encode import encoded_rows
 
     reading: dict[str, Any] = {"skip_broken": skip_broken, "ignore_fields": ignore_fields, "fields": fields}
@@ -170,8 +171,8 @@ def audit(
         places, number = names_of_some(result.longer), len(result.longer)
         say(screen, what, positions=positions, number=number, rows=len(examples), places=places, fold=True)
     screen.print(audit_table(result, spoken()))
-    for warning in result.warnings:
-        say(screen, "[yellow]note:[/] {warning}", warning=warning, fold=True)
+    for note in (*map(translated, result.warnings), *notes(start.chat_format, start.tokenizer, examples)):
+        say(screen, "[yellow]note:[/] {note}", note=note, fold=True)
     reasons = [translated(reason) for reason in result.stop_reasons]
     if held_out is not None and (shared := leaks(examples, read([held_out], **reading))):
         what = "{number} rows of {held_out} also occur in {folder}; the first: {first}"

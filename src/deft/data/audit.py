@@ -234,7 +234,7 @@ def conflicting_prompts(examples: Iterable[Example]) -> set[str]:
     """Return the keys of the prompts that occur with more than one reply."""
     replies: dict[str, set[str]] = defaultdict(set)
     for example in examples:
-        replies[prompt_key(example)].add(normalised(example.messages[-1].content))
+        replies[prompt_key(example)].add(normalised(said_by(example.messages[-1])))
     return {key for key, known in replies.items() if len(known) > 1}
 
 
@@ -245,7 +245,12 @@ def prompt_key(example: Example) -> str:
 
 def conversation_key(messages: Iterable[Message]) -> str:
     """Return roles and normalised contents as one text; equal for what a reader would call the same conversation."""
-    return "\n".join(f"{message.role}:{normalised(message.content)}" for message in messages)
+    return "\n".join(f"{message.role}:{normalised(said_by(message))}" for message in messages)
+
+
+def said_by(message: Message) -> str:
+    """Return what a message says: its content and its calls, without the reasoning that led to them."""
+    return "\n".join([message.content, *(f"{call.name} {call.arguments}" for call in message.tool_calls)])
 
 
 def normalised(text: str) -> str:

@@ -126,9 +126,9 @@ BAD = Meaning(what="a reply is marked as bad", says=is_off)
 WEIGHT = Meaning(what=NOT_LOSS, says=is_not_one)
 HIDDEN = Meaning(what=NOT_LOSS, says=is_on)
 MEDIA = Meaning(what="a row with images, sound or film is not text alone", says=is_there)
-TOOLS = Meaning(what="tool calls are not trained yet", says=is_there)
+TOOLS = Meaning(what="tools stand in a field that is not read", says=is_there)
 PAIR = Meaning(what="a pair of a better and a worse reply is not trained yet", says=holds_text)
-REASONING = Meaning(what="reasoning beside the reply is not trained yet", says=is_there)
+REASONING = Meaning(what="reasoning stands beside a message that is no reply", says=is_there)
 MEANINGS: dict[str, Meaning] = {
     **dict.fromkeys(("label", "kto_tag", "kto_label"), BAD),
     **dict.fromkeys(

@@ -10,9 +10,23 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deft.data.conversations import ParsedRow, Row, finish, gather_rest, message, text, turn, turn_rest, with_system
+from deft.data.conversations import (
+    CALL_FIELDS,
+    REASONING_FIELDS,
+    ParsedRow,
+    Row,
+    finish,
+    gather_rest,
+    message,
+    reply_parts,
+    text,
+    turn,
+    turn_rest,
+    with_system,
+)
 from deft.data.fields import check_meanings
 from deft.data.names import INSTRUCTION, MATERIAL, REPLIES, advice_for, known_names, renamed
+from deft.data.tools import TOOL_FIELDS, tools_from
 from deft.errors import UserError
 from deft.types import Message
 
@@ -24,6 +38,8 @@ MAGPIE_FIELDS = (
     *("gen_input_configs", "intent", "knowledge", "quality_explanation", "llama_guard_2", "other_task_category"),
     *("task_category_generator", "difficulty_generator", "quality_generator"),
 )
+TURN_PARTS = (*REASONING_FIELDS, *CALL_FIELDS, *TOOL_FIELDS, "tool_call_id")
+"""What a turn may have beside its role and content that becomes a part of its message."""
 TURN_FIELDS = ("title",)
 """What these formats have beside the conversation: nothing that the model should see."""
 
@@ -90,8 +106,9 @@ def parse_turns(row: Row, key: str) -> ParsedRow:
 
     The role stands under `role` or `from`, the text under `content` or `value`.
     """
-    made: list[Message | None] = []
+    made: list[Message] = []
     rest: dict[str, Any] = {}
+    tools: list[Any] = []
     for place, item in enumerate(row[key]):
         if isinstance(item, str):
             made.append(message("assistant" if place % 2 else "user", item))
@@ -99,10 +116,13 @@ def parse_turns(row: Row, key: str) -> ParsedRow:
         names = ("role", "content")
         if isinstance(item, dict) and ("from" in item or "value" in item):
             names = ("from" if "from" in item else "role", "value" if "value" in item else "content")
-        made.append(turn(item, *names))
+        made += turn(item, *names)
         if len(item) > 2:
-            gather_rest(rest, key, turn_rest(item, *names))
-    messages = with_system(row, [one for one in made if one is not None])
+            used = (*TURN_PARTS, "name") if made and made[-1].role == "tool" else TURN_PARTS
+            gather_rest(rest, key, turn_rest(item, *names, *used))
+            tools += [tool for name in TOOL_FIELDS for tool in tools_from(name, item.get(name))]
+    row = {**row, "tools": [*tools_from("tools", row.get("tools")), *tools]} if tools else row
+    messages = with_system(row, made)
     known = DOIT_FIELDS if is_doit(row) else MAGPIE_FIELDS if is_magpie(row) else TURN_FIELDS
     return finish(row, messages, used=(key,), known=known, turns=rest)
 
@@ -127,10 +147,10 @@ def parse_swift(row: Row) -> ParsedRow:
     messages: list[Message] = []
     rest: dict[str, Any] = {}
     for pair in row["conversation"]:
-        messages += [message("user", pair.get("human")), message("assistant", pair.get("assistant"))]
         others = turn_rest(pair, "human", "assistant")
-        check_meanings(others)
-        gather_rest(rest, "conversation", others)
+        reply = message("assistant", pair.get("assistant"), **reply_parts(others))
+        messages += [message("user", pair.get("human")), reply]
+        gather_rest(rest, "conversation", turn_rest(others, *TURN_PARTS))
     return finish(row, with_system(row, messages), used=("conversation",), turns=rest)
 
 

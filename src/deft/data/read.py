@@ -159,7 +159,11 @@ def make_example(
             known, named, parsed = again, others, used
     check_meanings(rest)
     made = Example.create(
-        parsed.messages, ability=parsed.ability or ability, source=source, meta=rest | dict(parsed.meta)
+        parsed.messages,
+        ability=parsed.ability or ability,
+        source=source,
+        meta=rest | dict(parsed.meta),
+        tools=parsed.tools,
     )
     if unused is not None:
         contents = [message.content for message in parsed.messages]

@@ -1,11 +1,12 @@
 """Examples go in; a file in deft's own layout comes out, whole or not at all.
 
-Each row is `{"id", "messages", "type", **meta}`, which any reader of DoIT's files understands. A key of `meta` that
+Each row is `{"id", "messages", "type", **meta}`, which any reader of DoIT's files understands, with `tools` where there
+are any. Messages have what OpenAI's have (`tool_calls`, `tool_call_id`, `name`, `weight`) and `reasoning_content`, each
+only where it says something. A key of `meta` that
 would take the place of one that means something there is packed into an object under `meta`. In Parquet the columns
-are `id`, `messages`, `type`, and `meta` as JSON text.
+are `id`, `messages`, `type`, and `meta` as JSON text, and `tools`, where there are any, as JSON text too.
 """
 
-import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from deft.data.conversations import has_meaning
 from deft.errors import UserError
 from deft.files import written_whole
-from deft.types import Example
+from deft.types import Example, Message, ToolCall
 
 PARQUET_BATCH_ROWS = 1024
 
@@ -38,6 +39,8 @@ def write_examples(path: Path | str, examples: Iterable[Example]) -> int:
 def to_row(example: Example) -> dict[str, Any]:
     """Return an example as the JSON object that is written for it."""
     row: dict[str, Any] = {"id": example.id, "messages": message_rows(example)}
+    if example.tools:
+        row["tools"] = list(example.tools)
     if example.ability is not None:
         row["type"] = example.ability
     packed = {key: value for key, value in example.meta.items() if has_meaning(key)}
@@ -45,9 +48,31 @@ def to_row(example: Example) -> dict[str, Any]:
     return row | {"meta": packed} if packed else row
 
 
-def message_rows(example: Example) -> list[dict[str, str]]:
-    """Return the messages of an example as `[{"role", "content"}]`."""
-    return [{"role": message.role, "content": message.content} for message in example.messages]
+def message_rows(example: Example) -> list[dict[str, Any]]:
+    """Return the messages of an example as `[{"role", "content"}]`, and what else they hold."""
+    return [message_row(message) for message in example.messages]
+
+
+def message_row(message: Message) -> dict[str, Any]:
+    """Return a message as the JSON object that is written for it."""
+    further = {
+        "reasoning_content": message.reasoning,
+        "tool_calls": [call_row(call) for call in message.tool_calls],
+        "name": message.name,
+        "tool_call_id": message.call_id,
+    }
+    row = {
+        "role": message.role,
+        "content": message.content,
+        **{name: value for name, value in further.items() if value},
+    }
+    return row | ({"weight": message.weight} if message.weight != 1 else {})
+
+
+def call_row(call: ToolCall) -> dict[str, Any]:
+    """Return a call of a tool as OpenAI writes it."""
+    row = {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+    return row | ({"id": call.id} if call.id else {})
 
 
 def json_text(value: Any, example: Example) -> str:
@@ -80,24 +105,32 @@ def write_parquet(path: Path, examples: Iterable[Example]) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    message_type = pa.struct([("role", pa.string()), ("content", pa.string())])
-    columns = [("id", pa.string()), ("messages", pa.list_(message_type)), ("type", pa.string()), ("meta", pa.string())]
+    examples = list(examples)
+    has_parts = any(len(row) > 2 for example in examples for row in message_rows(example))
+    text = pa.string()
+    function = pa.struct([("name", text), ("arguments", text)])
+    call = pa.struct([("id", text), ("type", text), ("function", function)])
+    parts = [("reasoning_content", text), ("tool_calls", pa.list_(call)), ("name", text), ("tool_call_id", text)]
+    message = pa.struct([("role", text), ("content", text), *([*parts, ("weight", pa.float64())] if has_parts else [])])
+    columns = [("id", text), ("messages", pa.list_(message)), ("type", text), ("meta", text)]
+    columns += [("tools", text)] if any(example.tools for example in examples) else []
     schema = pa.schema(columns)
-    count, remaining = 0, iter(examples)
     with pq.ParquetWriter(path, schema) as writer:
-        while batch := list(itertools.islice(remaining, PARQUET_BATCH_ROWS)):
-            rows = [
-                {
-                    "id": example.id,
-                    "messages": message_rows(example),
-                    "type": example.ability,
-                    "meta": json_text(dict(example.meta), example),
-                }
-                for example in batch
-            ]
+        for start in range(0, len(examples), PARQUET_BATCH_ROWS):
+            rows = [parquet_row(example) for example in examples[start : start + PARQUET_BATCH_ROWS]]
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-            count += len(batch)
-    return count
+    return len(examples)
+
+
+def parquet_row(example: Example) -> dict[str, Any]:
+    """Return an example as a row of a Parquet table."""
+    return {
+        "id": example.id,
+        "messages": message_rows(example),
+        "type": example.ability,
+        "meta": json_text(dict(example.meta), example),
+        "tools": json_text(list(example.tools), example) if example.tools else None,
+    }
 
 
 WRITERS = {".jsonl": write_json_lines, ".json": write_json_lines, ".parquet": write_parquet}

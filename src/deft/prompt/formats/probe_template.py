@@ -27,6 +27,16 @@ MOST_CHARACTERS = 1_000_000
 """A rendered probe has a few thousand, nearly all of them its own messages."""
 
 
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "find",
+        "description": "查找 find",
+        "parameters": {"type": "object", "properties": {"key": {"type": "string", "description": "键 key"}}},
+    },
+}
+
+
 def limit() -> None:
     """Have the system end this process where it takes too much, on systems that can."""
     try:
@@ -38,9 +48,9 @@ def limit() -> None:
         pass
 
 
-def conversations() -> list[list[dict[str, str]]]:
-    """Return conversations short and long, with a system message and without."""
-    exchange = [
+def conversations() -> list[list[dict[str, Any]]]:
+    """Return conversations short and long, with a system message and without, with reasoning and calls of tools."""
+    exchange: list[dict[str, Any]] = [
         {"role": "user", "content": "问题 question"},
         {"role": "assistant", "content": "<think>想</think>回答 reply"},
     ]
@@ -48,6 +58,15 @@ def conversations() -> list[list[dict[str, str]]]:
     long = [{"role": turn["role"], "content": turn["content"] * 200} for turn in exchange]
     marked = [{"role": turn["role"], "content": f"\ue000Turn{place}\ue001"} for place, turn in enumerate(exchange)]
     lengths = [(exchange * 8)[:count] for count in range(1, 17)]
+    call = {"id": "call00001", "type": "function", "function": {"name": "find", "arguments": {"key": "值 value"}}}
+    thought = {"reasoning_content": "想 thought", "reasoning": "想 thought", "thinking": "想 thought"}
+    called = [
+        exchange[0],
+        {"role": "assistant", "content": "", "tool_calls": [call], **thought},
+        {"role": "tool", "name": "find", "tool_call_id": "call00001", "content": "结果 result"},
+        exchange[1] | thought,
+    ]
+    lengths += [called[:1], called[:2], called[:3], called]
     return [*lengths, system + exchange[:1], system + exchange, system + exchange * 2, long, marked, system + marked]
 
 
@@ -91,8 +110,8 @@ def find_fault(template: str, kwargs: dict[str, object]) -> str:
     began_at = time.process_time()
     try:
         compiled = environment().from_string(template)
-        for messages, for_reply in product(conversations(), (False, True)):
-            values = {"tools": None, "documents": None, **kwargs}
+        for messages, for_reply, tools in product(conversations(), (False, True), (None, [TOOL])):
+            values = {"tools": tools, "documents": None, **kwargs}
             if num_written(compiled, messages=messages, add_generation_prompt=for_reply, **values) > MOST_CHARACTERS:
                 return f"it writes more than {MOST_CHARACTERS:,} characters for a short conversation"
             if time.process_time() - began_at > WORK_S:
