@@ -67,6 +67,11 @@ def encode_once(
     return encoded
 
 
+def keeps_rows() -> bool:
+    """Say whether encoded rows are kept on this machine, so that another process finds them."""
+    return cache_folder("rows") is not None
+
+
 def rows_key(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", how: Sequence[Any]) -> str:
     """Return the fingerprint of everything that decides how the examples are encoded; `how` are the settings."""
     described = json.dumps(how, sort_keys=True)
