@@ -28,6 +28,7 @@ from deft.model.matmul import Kernel
 from deft.model.size import num_parameters, num_positions
 from deft.model.start import Start, start_from
 from deft.model.vocabulary import check_rows
+from deft.prompt.advice import notes
 from deft.prompt.cache import FEWEST_ROWS, encode_once, keeps_rows
 from deft.prompt.encode import EncodeResult
 from deft.prompt.formats.kinds import ChatFormat
@@ -186,6 +187,8 @@ def make_ready(
         check_manifest(found.folder)
     config = settled(config, found.folder, console)
     train_rows = encode(train_examples, start, config, split="training", console=console)
+    for note in notes(start.chat_format, start.tokenizer, train_examples):
+        say(console, "[yellow]note:[/] {note}", note=note, fold=True)
     valid_rows = None
     if valid_examples:
         valid_rows = encode(valid_examples, start, config, split="validation", console=console)
