@@ -58,7 +58,7 @@ def without_reasoning(
     for kwargs in WITHOUT_THINKING:
         if shorter_reply(chat_format, tokenizer, kwargs):
             asks = worded("to ask for no thinking instead: --template-kwargs '{kwargs}'", kwargs=json.dumps(kwargs))
-            yield f"{what}; {asks}"
+            yield worded("; ").join((what, asks))
             return
     yield what
 

@@ -20,6 +20,7 @@ from deft.model.sampling import Sampling, check_number
 from deft.prompt.detect import find_chat_format
 from deft.prompt.encode import fit_prompt
 from deft.prompt.identity import read_identity
+from deft.serve.thoughts import ReadableReplies, parts_of
 from deft.types import Message, check_conversation
 
 IDENTITY_FILE = "model_identity.txt"
@@ -46,12 +47,14 @@ class Assistant:
         max_new_tokens: int | None = None,
         device: str | None = None,
         dtype: str = "auto",
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         """Load a model by alias, folder or hub id, or one found already.
 
         `context_limit_tokens` counts everything: identity, conversation and room for the reply. By default it is
         2,048 or what the model's positions reach, and `max_new_tokens` 1,024 or half of it. `identity_file` None is
-        no identity; the default file may be absent, any other must be there.
+        no identity; the default file may be absent, any other must be there. `template_kwargs` are what the chat
+        template is given, such as `enable_thinking`; None: what the checkpoint was trained with.
 
         Raises:
             UserError: if the model cannot be loaded, the identity file cannot be read, or the limits do not fit.
@@ -64,7 +67,8 @@ class Assistant:
         name = model_name_or_path.name if isinstance(model_name_or_path, FoundModel) else str(model_name_or_path)
         self.name = Path(name).resolve().name if Path(name).is_dir() else name
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
-        self.chat_format = find_chat_format(loaded.tokenizer, loaded.path)
+        self.chat_format = find_chat_format(loaded.tokenizer, loaded.path, template_kwargs=template_kwargs)
+        self.readable = ReadableReplies(loaded.tokenizer, self.chat_format)
         positions = position_limit(self.model)
         self.context_limit_tokens = context_limit_tokens or min(CONTEXT_LIMIT_TOKENS, positions or CONTEXT_LIMIT_TOKENS)
         if positions is not None and self.context_limit_tokens > positions:
@@ -106,10 +110,11 @@ class Assistant:
             self.check_room(asked, text)
             quarter = max(self.context_limit_tokens // 4, 1)
             settings = self.sampling(max_new_tokens=min(self.max_new_tokens, quarter))
-            [reply] = self.generate([self.chat_format.encode_prompt(asked)], settings, cancel)
+            prompt = self.chat_format.encode_prompt(asked)
+            [reply] = self.generate([prompt], settings, cancel)
             if reply.finish_reason == "cancelled":
                 return []
-            answer = self.text_of(reply)
+            answer = parts_of(self.text_of(reply, prompt)).said
             if not answer.strip():
                 fix = "phrase the identity differently, or train it into the model"
                 raise UserError("the model gave an empty reply to its identity", got=text, fix=fix)
@@ -145,7 +150,7 @@ class Assistant:
         replies = self.generate(prompts, settings, keep_first_logits=True)
         scores = [reply.first_logits for reply in replies]
         vocab_size = self.model.get_input_embeddings().weight.shape[0]
-        return [self.text_of(reply) for reply in replies], (
+        return [self.text_of(reply, prompt) for reply, prompt in zip(replies, prompts, strict=True)], (
             torch.stack(scores) if scores else torch.empty(0, vocab_size)
         )
 
@@ -175,11 +180,12 @@ class Assistant:
                 stop_token_ids=self.chat_format.stop_token_ids,
                 settings=settings,
                 cancel=cancel,
-            )
+            ),
+            self.readable.head(ids),
         )
 
-    def pieces(self, tokens: Generator[int, None, Reply]) -> Generator[str, None, FinishReason]:
-        """Turn tokens into text, holding back what the next token may still change."""
+    def pieces(self, tokens: Generator[int, None, Reply], head: str = "") -> Generator[str, None, FinishReason]:
+        """Turn tokens into text, after `head`, holding back what the next token may still change."""
         ids: list[int] = []
         shown = ""
         try:
@@ -187,12 +193,12 @@ class Assistant:
                 try:
                     ids.append(next(tokens))
                 except StopIteration as end:
-                    text = self.text_of(end.value)
+                    text = head + self.decode(end.value.token_ids, is_whole=end.value.finish_reason == "stop")
                     if text.startswith(shown) and len(text) > len(shown):
                         yield text[len(shown) :]
                     reason: FinishReason = end.value.finish_reason
                     return reason
-                text = self.decode(ids, is_whole=False)
+                text = head + self.decode(ids, is_whole=False)
                 if text.startswith(shown) and len(text) > len(shown):
                     piece, shown = text[len(shown) :], text
                     yield piece
@@ -261,13 +267,12 @@ class Assistant:
 
     def decode(self, ids: Sequence[int], *, is_whole: bool = True) -> str:
         """Return a reply's text; of one that was cut or is still coming in, without half a character at its end."""
-        text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
+        text = self.readable.text(ids)
         return text if is_whole else text.rstrip(REPLACEMENT)
 
-    def text_of(self, reply: Reply) -> str:
-        """Return the text of a reply that has ended."""
-        return self.decode(reply.token_ids, is_whole=reply.finish_reason == "stop")
+    def text_of(self, reply: Reply, prompt: Sequence[int]) -> str:
+        """Return the text of a reply that has ended, its thinking at its head between `<think>` and `</think>`."""
+        return self.readable.head(prompt) + self.decode(reply.token_ids, is_whole=reply.finish_reason == "stop")
 
 
 def no_room(identity: str) -> UserError:

@@ -21,6 +21,7 @@ from deft.model.sampling import Sampling
 from deft.screen import say
 from deft.serve.assistant import REPLACEMENT, Assistant
 from deft.serve.defaults import TEMPERATURE, TOP_P
+from deft.serve.thoughts import parts_of
 from deft.types import Message, content_id
 
 PROMPT = "> "
@@ -30,6 +31,7 @@ HELP = """\
 /reset            begin a new conversation
 /identity         show the model's identity
 /identity TEXT    set it, and begin a new conversation ("-" for none)
+/thought          show what the model thought before its last reply
 /set              show the settings of sampling
 /set NAME VALUE   change one: /set temperature 0.3, /set seed - for none
 /save FILE        write the conversation as one JSONL row
@@ -55,10 +57,12 @@ class TerminalChat:
         self.assistant, self.console, self.sampling = assistant, console, sampling
         self.interactive = sys.stdin.isatty()
         self.messages: list[Message] = []
+        self.thought: str | None = None
         self.saved_to: set[Path] = set()
         self.commands: dict[str, Callable[[str], None]] = {
             "/reset": self.reset,
             "/identity": self.identity,
+            "/thought": self.show_thought,
             "/set": self.set,
             "/save": self.save,
             "/help": lambda _: self.note(HELP),
@@ -109,6 +113,7 @@ class TerminalChat:
         """Stream the reply to a message; Ctrl-C stops it and keeps what is there."""
         asked = [*self.messages, Message(role="user", content=text)]
         parts: list[str] = []
+        shown, self.thought = "", None
         start = time.perf_counter()
         reply = self.assistant.stream({"messages": asked}, **self.sampling)
         reason = None
@@ -120,8 +125,7 @@ class TerminalChat:
                     reason = end.value
                     break
                 parts.append(piece)
-                self.console.file.write(printable(piece))  # rich would turn each tab into spaces
-                self.console.file.flush()
+                shown = self.show("".join(parts), shown)
         except KeyboardInterrupt:
             reason = "cancelled"
         finally:
@@ -130,11 +134,31 @@ class TerminalChat:
         self.console.print()
         answer = "".join(parts)
         if answer.strip():
-            self.messages = [*asked, Message(role="assistant", content=answer)]
+            self.messages = [*asked, reply_of(answer)]
         else:
             self.note("(no reply; the message is not kept)")
         if self.interactive:
             self.show_speed(answer, seconds, str(reason))
+
+    def show(self, answer: str, shown: str) -> str:
+        """Print what a reply, of which `answer` has come in, says beyond `shown`; return what is printed of it now.
+
+        Thinking is folded: while it goes on, a line says so, and `/thought` prints it afterwards.
+        """
+        parts = parts_of(answer)
+        if parts.is_thinking:
+            if self.interactive and parts.thought and self.thought is None:
+                self.note("thinking… (/thought shows it)")
+            self.thought = parts.thought if parts.thought else self.thought
+            return shown
+        self.thought = parts.thought
+        self.console.file.write(printable(parts.said[len(shown) :]))  # rich would turn each tab into spaces
+        self.console.file.flush()
+        return parts.said
+
+    def show_thought(self, _: str) -> None:
+        """Show what the model thought before its last reply."""
+        self.note(self.thought or "(no thinking)")
 
     def show_speed(self, answer: str, seconds: float, reason: str) -> None:
         """Show dimly how fast the reply came, and why it ended if it was not of itself."""
@@ -179,7 +203,7 @@ class TerminalChat:
             messages = [Message(role="system", content=self.assistant.identity), *messages]
         row = {
             "id": content_id(messages),
-            "messages": [{"role": message.role, "content": message.content} for message in messages],
+            "messages": [saved(message) for message in messages],
         }
         write_text(path, json.dumps(row, ensure_ascii=False) + "\n")
         self.saved_to.add(path.resolve())
@@ -189,6 +213,20 @@ class TerminalChat:
         """Print something that is not the model's, dimly."""
         for line in translated(text).splitlines():
             say(self.console, "{line}", line=line, style=style)
+
+
+def saved(message: Message) -> dict[str, str]:
+    """Return a message as a training row has it."""
+    row = {"role": message.role, "content": message.content}
+    return row | ({"reasoning_content": message.reasoning} if message.reasoning else {})
+
+
+def reply_of(answer: str) -> Message:
+    """Return what the model said as a message; what was only thought, when it was cut, counts as said."""
+    parts = parts_of(answer)
+    return Message(
+        role="assistant", content=parts.said or answer, reasoning=parts.thought if parts.said.strip() else ""
+    )
 
 
 def chat_sampling(

@@ -16,6 +16,7 @@ from deft.errors import UserError, did_you_mean
 from deft.serve.assistant import Assistant
 from deft.serve.defaults import TEMPERATURE, TOP_P
 from deft.serve.server import Address, ServedPage, serve
+from deft.serve.thoughts import CLOSE, OPEN
 from deft.types import Message
 
 TEXTS: dict[str, dict[str, str]] = {
@@ -138,6 +139,7 @@ def build_page(assistant: Assistant, *, lang: str = "en", session: "ChatSession 
                     layout="bubble",
                     buttons=["copy"],
                     allow_tags=SHOWN_AS_TEXT,
+                    reasoning_tags=[(OPEN, CLOSE)],
                     height="65vh",
                 )
                 box = gr.Textbox(
