@@ -52,6 +52,8 @@ LAYOUTS = (
 )
 """What stands around reasoning, in those templates that do not write it themselves where it is to be trained."""
 
+BESIDE = "\ue002Beside\ue003"
+
 Part = Literal["content", "reasoning"]
 
 
@@ -228,9 +230,26 @@ class Renderer:
                 if filled == text and slot in contents:
                     found[slot] = contents[slot]
                     continue
+            if at := self._placed_by_its_side(turns, tools, slot, text, for_reply=for_reply):
+                found[slot] = at
+                continue
             if for_reply and turns[slot.turn].role not in ("assistant", "tool"):
                 raise rewrites("the template does not show the messages as they are", text)
         return found
+
+    def _placed_by_its_side(
+        self, turns: Sequence[Turn], tools: Tools, slot: Slot, text: str, *, for_reply: bool
+    ) -> Content | None:
+        """Return where a text stands that the template looks into (`'/no_think' in …`): a mark beside it tells."""
+        own = text_of(turns[slot.turn], slot)
+        for before, after in ((BESIDE, ""), ("", BESIDE)):
+            changed = with_text(turns, slot, before + own + after)
+            with suppress(NotTrainable):
+                beside = self.text(changed, tools, for_reply=for_reply)
+                start = beside.find(BESIDE) - (len(own) if after else 0)
+                if beside.count(BESIDE) == 1 and beside.replace(BESIDE, "") == text and text.startswith(own, start):
+                    return Content(start, start + len(own), turns[slot.turn].role == "assistant")
+        return None
 
     def _check_no_new_specials(self, skeleton: Skeleton, text: str, contents: Mapping[Slot, Content]) -> None:
         """Check that no rewritten text brought a special token, which the guard would take for the template's."""
@@ -353,10 +372,15 @@ def marked(turns: Sequence[Turn], slots: Collection[Slot]) -> list[Turn]:
     """Return the turns with marks in place of the texts of `slots`."""
     changed = list(turns)
     for slot in slots:
-        turn = changed[slot.turn]
-        is_content = slot.part == "content"
-        changed[slot.turn] = turn._replace(content=mark(slot)) if is_content else turn._replace(reasoning=mark(slot))
+        changed = with_text(changed, slot, mark(slot))
     return changed
+
+
+def with_text(turns: Sequence[Turn], slot: Slot, text: str) -> list[Turn]:
+    """Return the turns with another text in a slot."""
+    turn = turns[slot.turn]
+    changed = turn._replace(content=text) if slot.part == "content" else turn._replace(reasoning=text)
+    return [changed if place == slot.turn else each for place, each in enumerate(turns)]
 
 
 def mark(slot: Slot) -> str:
