@@ -217,7 +217,7 @@ BROKEN_DATA: dict[str, tuple[dict[str, Content], str, tuple[str, ...]]] = {
     "tool_call": (
         {"坏.jsonl": turns(("user", "天气?"), ("tool", "晴"), ("assistant", "晴"))},
         "坏.jsonl",
-        ("坏.jsonl:1", "tool calls are not trained yet"),
+        ("坏.jsonl:1", "message 2 should be from the assistant"),
     ),
     "lone_surrogate": (
         {"坏.jsonl": GOOD + turns(("user", "\ud83d"), ("assistant", "好"))},
