@@ -1,6 +1,7 @@
 """The change of a loss and its interval: by hand, against brute force, and how often it holds the truth."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,6 +35,19 @@ def test_change_is_that_of_the_token_weighted_means(monkeypatch: pytest.MonkeyPa
     assert (change.low, change.high) == pytest.approx((-1.0, -0.75))
     assert (change.relative_low, change.relative_high) == pytest.approx((-60.0, -100 / 3))
     assert change.is_clear
+
+
+def test_rows_count_by_their_loss_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same figures as of rows with as many tokens as these have weight, which some tokens are without."""
+    monkeypatch.setattr("deft.intervals.FEWEST_DEGREES", 1)
+    before = [replace(row("甲", 6.0, 9), weight=2.0), row("乙", 10.0, 8)]
+    after = [replace(row("甲", 4.0, 9), weight=2.0), row("乙", 4.0, 8)]
+    plain = [row("甲", 6.0, 2), row("乙", 10.0, 8)], [row("甲", 4.0, 2), row("乙", 4.0, 8)]
+    assert paired_change(before, after) == paired_change(*plain)
+    [mean, _], [expected, _] = mean_losses(before), mean_losses(plain[0])
+    assert (mean.loss, mean.low, mean.high) == (expected.loss, expected.low, expected.high)
+    with pytest.raises(UserError, match="differs between before and after"):
+        paired_change(before, [replace(after[0], weight=3.0), after[1]])
 
 
 def test_unchanged_rows_have_no_change_and_are_not_clear() -> None:

@@ -47,6 +47,38 @@ def test_settings_under_trainer_reach_transformers(tmp_path: Path, monkeypatch: 
     assert int(config.trainer["logging_steps"]) == 5
 
 
+@pytest.mark.parametrize(
+    "value", ["{enable_thinking: false, 语言: 中文}", '\'{"enable_thinking": false, "语言": "中文"}\'']
+)
+def test_template_kwargs_keep_their_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    text = f"train:\n  train: [a.json]\n  train_reasoning: all\n  template_kwargs: {value}\n"
+    recipe = str(written(tmp_path, text))
+    config = config_of(monkeypatch, recipe)
+    assert (config.template_kwargs, config.train_reasoning) == ({"enable_thinking": False, "语言": "中文"}, "all")
+    config = config_of(monkeypatch, recipe, "--template-kwargs", '{"思考": [1, null]}', "--train-reasoning", "none")
+    assert (config.template_kwargs, config.train_reasoning) == ({"思考": [1, None]}, "none")
+    assert config_of(monkeypatch, "--train", "a.json").template_kwargs is None, "those stored with the model"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("{enable_thinking: false}", "not JSON"),
+        ('{"思考": NaN}', "not JSON"),
+        ('{"思考": "\\ud800"}', "not JSON"),
+        ("", "not JSON"),
+        ("[1]", "no JSON object"),
+        ("false", "no JSON object"),
+        ({"思考": {1, 2}}, "not JSON"),
+        ({"add_generation_prompt": True}, "what deft gives"),
+    ],
+)
+def test_wrong_template_kwargs_are_told(given: object, words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        TrainConfig(template_kwargs=given)  # type: ignore[arg-type]
+    assert caught.value.fix
+
+
 def test_a_list_flag_takes_several_values(monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(monkeypatch, "--train", "a.json", "b.json", "--seed", "3")
     assert config.train == (Path("a.json"), Path("b.json"))

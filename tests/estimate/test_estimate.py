@@ -66,7 +66,7 @@ def row(name: str, length: int, num_supervised: int) -> TokenSequence:
 
 def rows(*lengths: int) -> EncodeResult:
     found = tuple(row(f"r{number}", length, length // 2) for number, length in enumerate(lengths))
-    return EncodeResult(sequences=found, dropped=(), num_shortened=0)
+    return EncodeResult(sequences=found, places=tuple(range(len(found))), dropped=(), num_shortened=0)
 
 
 def examples(count: int) -> list[Example]:

@@ -1,12 +1,15 @@
 """The loss of held-out rows: against a plain forward pass, in order, and averaged by tokens."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from deft.errors import UserError
-from deft.evaluation.loss import row_losses
-from deft.losses import RowLoss, losses_by_ability
+from deft.evaluation.loss import row_losses, row_losses_kept
+from deft.losses import RowLoss, by_row, losses_by_ability, read_rows_kept
 from deft.testing.tiny import byte_tokenizer, tiny_model
 from deft.types import IGNORED_LABEL, TokenSequence
 
@@ -75,6 +78,54 @@ def test_means_weigh_tokens() -> None:
     assert (losses["数学"].num_rows, losses["数学"].num_supervised) == (2, 10)
     assert losses["all"].loss == pytest.approx(0.9)  # 18 / 20, not the mean of 0.2 and 1.6 over abilities
     assert losses["all"].num_rows == 3
+
+
+def test_means_weigh_tokens_by_their_loss_weights() -> None:
+    rows = [
+        RowLoss(id="a", ability="数学", nll=6.0, num_supervised=20, weight=2.0),
+        RowLoss(id="b", ability="数学", nll=10.0, num_supervised=8),
+    ]
+    found = losses_by_ability(rows)["数学"]
+    assert (found.loss, found.num_rows, found.num_supervised) == (pytest.approx(1.6), 2, 28)
+
+
+def test_the_sequences_of_a_row_are_added_up_and_what_is_there_twice_counts_once() -> None:
+    parts = [
+        RowLoss(id="甲", ability="数学", nll=6.0, num_supervised=2),
+        RowLoss(id="甲", ability="数学", nll=3.0, num_supervised=4, weight=1.0, part=1),
+        RowLoss(id="乙", ability="数学", nll=5.0, num_supervised=5),
+    ]
+    whole = [
+        RowLoss(id="甲", ability="数学", nll=9.0, num_supervised=6, weight=3.0),
+        RowLoss(id="乙", ability="数学", nll=5.0, num_supervised=5),
+    ]
+    assert by_row(parts) == by_row(parts * 2) == by_row(whole) == whole
+    assert by_row([replace(parts[0], ability="诗"), parts[0]])[1] == parts[0], "another ability, another row"
+
+
+def test_weighted_and_divided_rows_are_kept_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows, file = tiny_model("llama"), sequences(), tmp_path / "损失.jsonl"
+    rows[3] = replace(rows[3], id=rows[1].id, ability=rows[1].ability, part=1)  # another reply of the same row
+    rows[1] = replace(rows[1], weights=np.full(len(rows[1]), 0.5, np.float32))
+    plain = {1: plain_nll(model, rows[1]) / 2, 3: plain_nll(model, rows[3])}
+    row_losses_kept(model, rows[:2], file=file, pack_length_tokens=512)
+    ran: list[RowLoss] = []
+    found = row_losses_kept(model, rows, file=file, pack_length_tokens=512, on_progress=ran.extend)
+    assert len(ran) == 3, "one of them has the id of a row that is kept"
+    assert [found[1].nll, found[3].nll] == pytest.approx([plain[1], plain[3]], rel=1e-5)
+    assert [found[1].weight, found[3].weight] == [rows[1].num_supervised / 2, None]
+    monkeypatch.setattr("deft.evaluation.loss.row_losses", lambda *_, **__: [])
+    assert row_losses_kept(model, rows, file=file, pack_length_tokens=512) == found
+    whole = next(row for row in by_row(found) if row.id == "r1")
+    assert whole.nll == pytest.approx(plain[1] + plain[3], rel=1e-5)
+    assert whole.total_weight == rows[1].num_supervised / 2 + rows[3].num_supervised
+
+
+def test_losses_that_an_earlier_version_kept_are_read(tmp_path: Path) -> None:
+    line = '{"id": "甲", "ability": "数学", "nll": 6.0, "num_supervised": 2}'
+    (tmp_path / "旧.jsonl").write_text(line + "\n", encoding="utf-8")
+    [row] = read_rows_kept(tmp_path / "旧.jsonl")
+    assert (row.total_weight, row.part) == (2, 0)
 
 
 def test_nothing_to_average_and_a_taken_name_are_refused() -> None:

@@ -1,5 +1,6 @@
 """The likelihood of supervised tokens: packed rows against each row alone, and the chunked head against PyTorch's."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,73 @@ def test_supervised_loss_and_gradients_equal_the_full_logit_reference(
         assert (ours.grad - theirs.grad).abs().max() < 1e-5, name
 
 
+def weighted_rows() -> list[TokenSequence]:
+    """A row as it is, one whose first half weighs 0.25, one of weight 3, and one with another weight at each token."""
+    made = rows()
+    middle = len(made[1]) - made[1].num_supervised // 2
+    halves = np.where(np.arange(len(made[1])) < middle, 0.25, 1.0)
+    weights = [None, halves, np.full(len(made[2]), 3.0), np.linspace(0.1, 2.0, len(made[3]))]
+    return [
+        replace(row, weights=None if own is None else own.astype(np.float32))
+        for row, own in zip(made, weights, strict=True)
+    ]
+
+
+def weighted_reference(model, sequences: list[TokenSequence]) -> torch.Tensor:
+    """Σ weight · nll / Σ weight in float64, each row alone, token by token, and the gradients of that."""
+    total, weight = torch.zeros((), dtype=torch.float64), 0.0
+    for row in sequences:
+        likelihoods = logits_alone(model, row).log_softmax(-1)
+        for place in np.flatnonzero(row.labels != IGNORED_LABEL):
+            own = 1.0 if row.weights is None else float(row.weights[place])
+            total = total - own * likelihoods[place - 1, int(row.labels[place])]
+            weight += own
+    loss = total / weight
+    loss.backward()
+    return loss.detach()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "baichuan2"])
+@pytest.mark.parametrize("has_plain_head", [True, False])
+@pytest.mark.parametrize("alone", [False, True])
+def test_weighted_loss_and_gradients_equal_a_float64_reference(
+    architecture: str, has_plain_head: bool, alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(likelihood, "HEAD_CHUNK_TOKENS", 7)
+    monkeypatch.setattr(likelihood, "has_plain_head", lambda _: has_plain_head)
+    sequences = weighted_rows()
+    model, reference = tiny_model(architecture, seed=2), tiny_model(architecture, seed=2).double()
+    expected = weighted_reference(reference, sequences)
+    packs = [PackedRows.lay([row]) for row in sequences] if alone else [PackedRows.lay(sequences)]
+    weight = sum(pack.total_weight for pack in packs)
+    loss, per_row = 0.0, []
+    with rows_apart(model):
+        for pack in packs:
+            nll = supervised_nll(model, pack)
+            (nll.total / weight).backward()
+            loss += nll.total.item() / weight
+            per_row += nll.per_row(pack).tolist()
+    assert weight == pytest.approx(sum(row.total_weight for row in sequences))
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
+    assert sum(per_row) / weight == pytest.approx(expected.item(), rel=1e-6)
+    for (name, ours), theirs in zip(model.named_parameters(), reference.parameters(), strict=True):
+        assert ours.grad is not None and theirs.grad is not None, name
+        assert (ours.grad - theirs.grad).abs().max() < 1e-5, name
+
+
+def test_weights_of_one_change_no_bit_and_are_laid_for_no_plain_pack() -> None:
+    assert PackedRows.lay(rows()).weights is None
+    ones = [replace(row, weights=np.ones(len(row), np.float32)) for row in rows()]
+    found = []
+    for sequences in (rows(), ones):
+        model = tiny_model("llama", seed=4)
+        with rows_apart(model):
+            nll = supervised_nll(model, PackedRows.lay(sequences))
+        nll.total.backward()
+        found.append([nll.total, nll.per_token, *(weights.grad for weights in model.parameters())])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_one_row_does_not_see_another(architecture: str) -> None:
     model = tiny_model(architecture, seed=3).eval()
@@ -101,9 +169,13 @@ def test_one_row_does_not_see_another(architecture: str) -> None:
 def test_per_row_sums_add_up_by_hand() -> None:
     packed = PackedRows.lay(rows()[:2])
     per_token = torch.arange(packed.num_supervised, dtype=torch.float32)
-    sums = likelihood.SupervisedNLL(total=per_token.sum(), per_token=per_token).per_row(packed)
+    nll = likelihood.SupervisedNLL(total=per_token.sum(), per_token=per_token)
     split = rows()[0].num_supervised
-    assert sums.tolist() == [per_token[:split].sum().item(), per_token[split:].sum().item()]
+    first, second = per_token[:split].sum().item(), per_token[split:].sum().item()
+    assert nll.per_row(packed).tolist() == [first, second]
+    weighted = [replace(rows()[0], weights=np.full(len(rows()[0]), 0.5, np.float32)), rows()[1]]
+    assert nll.per_row(PackedRows.lay(weighted)).tolist() == [first / 2, second]
+    assert PackedRows.lay(weighted).total_weight == split / 2 + packed.num_supervised - split
 
 
 def test_positions_predict_the_next_token_and_never_cross_a_row() -> None:
@@ -116,19 +188,24 @@ def test_positions_predict_the_next_token_and_never_cross_a_row() -> None:
     assert packed.position_ids.tolist() == [[0, 1, 2, 0, 1]]
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("frozen", ["hidden", "weight", "neither"])
-def test_chunked_cross_entropy_matches_pytorch(frozen: str) -> None:
+def test_chunked_cross_entropy_matches_pytorch(frozen: str, weighted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(likelihood, "HEAD_CHUNK_TOKENS", 4)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(11, 6, generator=generator, requires_grad=frozen != "hidden")
     weight = torch.randn(17, 6, generator=generator, requires_grad=frozen != "weight")
     targets = torch.randint(0, 17, (11,), generator=generator)
-    total, per_token = ChunkedCrossEntropy.apply(hidden, weight, targets)
+    token_weights = torch.rand(11, generator=generator) if weighted else None
+    total, per_token = ChunkedCrossEntropy.apply(hidden, weight, targets, token_weights)
     (3 * total).backward()
     ours = hidden.grad, weight.grad
     hidden.grad = weight.grad = None
     expected = cross_entropy(hidden @ weight.T, targets, reduction="none")
-    (3 * expected.sum()).backward()
-    assert torch.allclose(per_token, expected, atol=1e-6)
+    expected_total = expected.sum() if token_weights is None else (token_weights * expected).sum()
+    (3 * expected_total).backward()
+    assert torch.allclose(per_token, expected, atol=1e-6), "the plain losses"
+    assert torch.allclose(total, expected_total, atol=1e-5)
     for mine, reference in zip(ours, (hidden.grad, weight.grad), strict=True):
         assert (mine is None) == (reference is None)
         assert mine is None or torch.allclose(mine, reference, atol=1e-5)
@@ -142,7 +219,7 @@ def test_in_mixed_precision_the_head_multiplies_in_16_bits_and_sums_in_32() -> N
     exact = cross_entropy(hidden @ weight.T, targets, reduction="sum")
     wanted = torch.autograd.grad(exact / 700, (hidden, weight))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        total, per_token = ChunkedCrossEntropy.apply(hidden, weight, targets)
+        total, per_token = ChunkedCrossEntropy.apply(hidden, weight, targets, None)
     assert (total.dtype, per_token.dtype) == (torch.float32, torch.float32)
     assert total.item() == pytest.approx(exact.item(), rel=2e-3)
     for mine, reference in zip(torch.autograd.grad(total / 700, (hidden, weight)), wanted, strict=True):
@@ -196,5 +273,5 @@ def test_no_gradient_is_made_where_none_is_asked_for(monkeypatch: pytest.MonkeyP
     with torch.no_grad():
         measured = supervised_nll(model, PackedRows.lay(rows()))
     trained = supervised_nll(model, PackedRows.lay(rows()))
-    assert wanted == [(False, False, False), (True, True, False)]
+    assert wanted == [(False,) * 4, (True, True, False, False)]
     assert torch.equal(measured.per_token, trained.per_token)

@@ -81,6 +81,22 @@ CHANNELS = """
 """
 """Thinking in a channel of its own, and another end for the last turn."""
 
+QWEN35 = """
+{%- set ns = namespace(last=0) -%}
+{%- for m in messages -%}{%- if m.role == 'user' -%}{%- set ns.last = loop.index0 -%}{%- endif -%}{%- endfor -%}
+{%- for m in messages -%}
+{{ '<|im_start|>' ~ m.role ~ '\n' }}
+{%- if m.role == 'assistant' and loop.index0 > ns.last -%}
+{{ '<think>\n' ~ (m.reasoning_content or '') ~ '\n</think>\n\n' }}
+{%- endif -%}
+{{ m.content ~ '<|im_end|>\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{ '<|im_start|>assistant\n<think>\n' ~ ('\n</think>\n\n' if enable_thinking is false else '') }}
+{%- endif -%}
+"""
+"""The prompt opens thinking, or an empty block of it, and the last turn alone has one."""
+
 CLOSED = """
 {%- for m in messages -%}
 {{ '<|turn>' ~ m.role ~ '\n' ~ m.content ~ '<turn|>\n' }}
@@ -113,6 +129,7 @@ SPECIAL = {
     DISTILL: ["<s>", "</s>", "<|User|>", "<|Bot|>"],
     NEMO: ["<s>", "</s>", "[INST]", "[/INST]"],
     CHANNELS: ["<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|return|>"],
+    QWEN35: ["<|im_start|>", "<|im_end|>"],
     CLOSED: ["<|turn>", "<turn|>", "<|channel>", "<channel|>"],
     TOOLS: ["<|im_start|>", "<|im_end|>"],
 }
@@ -182,6 +199,17 @@ def test_thinking_that_the_prompt_opens_is_closed_by_the_reply():
     )
     [(prompt, trained)] = taught(chat_format, chat("3 + 4?", "<think>三加四</think>7."))
     assert (prompt, trained) == ("<s><|User|>3 + 4?<|Bot|><think>\n", ["三加四\n</think>\n\n7.</s>"])
+
+
+def test_a_reply_without_reasoning_closes_the_thinking_that_its_prompt_opens():
+    first, second = taught(format_of(QWEN35), TWO)
+    assert first == (
+        "<|im_start|>user\n你好<|im_end|>\n<|im_start|>assistant\n<think>\n",
+        ["\n</think>\n\n您好！<|im_end|>"],
+    )
+    assert second[1] == ["\n</think>\n\n7.<|im_end|>"]
+    closed = taught(format_of(QWEN35, template_kwargs={"enable_thinking": False}), TWO)
+    assert [trained for _, trained in closed] == [["您好！<|im_end|>"], ["7.<|im_end|>"]]
 
 
 def test_a_system_message_that_moves_gives_each_reply_its_own_sequence():

@@ -50,7 +50,7 @@ def test_processes_share_each_row_once_and_run_equally_many_packs() -> None:
     passes = [batch.passes(12) for batch in batches]
     packs = [[pack for pack, counts in one if counts] for one in passes]
     assert sorted(name for one in packs for pack in one for name in pack.row_ids) == sorted(r.id for r in rows)
-    assert [batch.num_supervised for batch in batches] == [7, 7]
+    assert [batch.total_weight for batch in batches] == [7, 7]
     assert len({len(one) for one in passes}) == 1
     tokens = [sum(pack.num_tokens for pack in one) for one in packs]
     assert sorted(tokens) == [12, 13], "9 + 3 against 8 + 3 + 2"
@@ -58,7 +58,7 @@ def test_processes_share_each_row_once_and_run_equally_many_packs() -> None:
 
 def test_a_process_without_rows_idles_along() -> None:
     batch = Batch(rows=(row(5, 2),), share=Share(rank=1, world_size=2))
-    assert batch.num_supervised == 2
+    assert batch.total_weight == 2
     assert [counts for _, counts in batch.passes(12)] == [False]
 
 

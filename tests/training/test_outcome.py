@@ -262,6 +262,14 @@ def test_rows_of_a_record_are_compared_once_each() -> None:
     assert isinstance(evaluated_rows(rows)[0], RowLoss)
 
 
+def test_the_sequences_of_a_conversation_are_one_row_however_often_it_occurs() -> None:
+    one = {"id": "对话", "ability": "数学", "nll": 2.0, "num_supervised": 4, "weight": 4.0, "part": 0}
+    two = one | {"nll": 3.0, "num_supervised": 5, "weight": 2.5, "part": 1}
+    rows = [values | {"row": place} for place, values in enumerate([one, two, one, two])]
+    [found] = evaluated_rows(rows)
+    assert (found.nll, found.num_supervised, found.total_weight) == (5.0, 9, 6.5)
+
+
 def test_both_languages_say_the_same_at_the_end() -> None:
     assert ENDING_TEXTS["en"].keys() == ENDING_TEXTS["zh"].keys()
     for name, text in ENDING_TEXTS["en"].items():

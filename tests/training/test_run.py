@@ -2,9 +2,12 @@
 
 import json
 import math
+from dataclasses import replace
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -13,8 +16,9 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 from deft.errors import UserError
+from deft.hub.find import find
 from deft.model.likelihood import PackedRows
-from deft.model.load import load_model
+from deft.model.load import load_model, load_tokenizer
 from deft.model.vocabulary import make_room
 from deft.prompt.encode import encode_examples
 from deft.prompt.formats.kinds import chat_format_for
@@ -26,8 +30,9 @@ from deft.training.order import RowOrder
 from deft.training.progress import Progress
 from deft.training.record import read_metrics
 from deft.training.run import TrainResult, shortened, train
+from deft.training.runfolder import rows_fingerprint
 from deft.training.utilisation import Utilisation
-from deft.types import Example, Message
+from deft.types import IGNORED_LABEL, Example, Message, TokenSequence
 
 QUIET = Console(quiet=True)
 
@@ -88,14 +93,15 @@ def reference_curve(config: TrainConfig, rows: list[Example], num_steps: int) ->
             share = len(curve) / num_steps
             for group in optimizer.param_groups:
                 group["lr"] = config.end_learning_rate + (config.learning_rate - config.end_learning_rate) * (1 - share)
-            total, count = torch.zeros(()), 0
+            total, weight = torch.zeros(()), 0.0
             for index in batch:
                 row = encoded[index]
                 logits = model(input_ids=torch.from_numpy(row.input_ids).long()[None]).logits[0]
                 labels = torch.from_numpy(row.labels).long()
-                total = total + cross_entropy(logits[:-1], labels[1:], reduction="sum")
-                count += row.num_supervised
-            loss = total / count
+                weights = torch.ones(len(row)) if row.weights is None else torch.from_numpy(row.weights)
+                total = total + (weights[1:] * cross_entropy(logits[:-1], labels[1:], reduction="none")).sum()
+                weight += float(weights[labels != IGNORED_LABEL].sum())
+            loss = total / weight
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
@@ -116,6 +122,50 @@ def test_twenty_packed_steps_follow_the_unpacked_full_logit_reference(
     assert len(ours) == 20
     assert max(abs(a - b) for a, b in zip(ours, expected, strict=True)) < 1e-4
     assert expected[0] - expected[-1] > 0.3, "a curve that does not move would pass any comparison"
+
+
+def weighted_examples(count: int) -> list[Example]:
+    """Rows of two exchanges whose replies weigh differently; every third row is as it is."""
+    made = []
+    for number, (one, two) in enumerate(pairwise(examples(count + 1))):
+        weights = [(1.0, 1.0), (0.0, 0.25), (3.0, 0.5)][number % 3]
+        messages = [*one.messages, *two.messages]
+        messages[1], messages[3] = replace(messages[1], weight=weights[0]), replace(messages[3], weight=weights[1])
+        made.append(Example.create(messages, ability=one.ability))
+    return made
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_steps_and_validation_are_means_by_loss_weights(llama: Path, tmp_path: Path, accumulation: int) -> None:
+    rows = weighted_examples(22)
+    assert len({row.weights is None for row in encoded_of(llama, rows)}) == 2, "rows of both kinds"
+    config = settings(llama, tmp_path, gradient_accumulation=accumulation, batch_size=8 // accumulation, num_epochs=3)
+    result = train(config, rows, rows[:6], QUIET)
+    lines = read_metrics(result.folder)
+    ours = [line["loss"] for line in lines if "loss" in line]
+    expected = reference_curve(config, rows, 9)
+    assert ours == pytest.approx(expected, abs=1e-4) and expected[0] - expected[-1] > 0.1
+    recorded = [row for row in pq.read_table(result.folder / "rows.parquet").to_pylist() if row["split"] == "valid"]
+    before = [row for row in recorded if row["step"] == 0]
+    assert [row["weight"] for row in sorted(before, key=lambda row: row["row"])] == pytest.approx(
+        [row.total_weight for row in encoded_of(llama, rows[:6])]
+    )
+    of_rows = sum(row["nll"] for row in before) / sum(row["weight"] for row in before)
+    assert next(line["eval_loss"] for line in lines if "eval_loss" in line) == pytest.approx(of_rows)
+    last = [row for row in recorded if row["step"] == 9]
+    assert result.valid_loss == pytest.approx(sum(row["nll"] for row in last) / sum(row["weight"] for row in last))
+
+
+def encoded_of(checkpoint: Path, rows: list[Example]) -> tuple[TokenSequence, ...]:
+    chat_format = chat_format_for(load_tokenizer(find(checkpoint)))
+    return encode_examples(rows, chat_format, max_length_tokens=256).sequences
+
+
+def test_the_identity_of_a_run_knows_its_loss_weights(llama: Path) -> None:
+    plain = encoded_of(llama, examples(2))
+    halves = [replace(row, weights=np.full(len(row), 0.5, np.float32)) for row in plain]
+    assert rows_fingerprint(plain) != rows_fingerprint(halves)
+    assert rows_fingerprint(plain) == rows_fingerprint([replace(row, place=7) for row in plain])
 
 
 def finished_run(llama: Path, runs: Path, **changes: object) -> TrainResult:

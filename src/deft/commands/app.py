@@ -60,6 +60,8 @@ def fill_from_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCol
             values = read_section(path, section, resolve(SECTIONS, section, kind="section"))
             if isinstance(values.get("trainer"), dict):  # nested values travel as JSON, as they would in a flag
                 values["trainer"] = {name: json.dumps(value) for name, value in values["trainer"].items()}
+            if "template_kwargs" in values and not isinstance(values["template_kwargs"], str):
+                values["template_kwargs"] = json.dumps(values["template_kwargs"], default=str)
             if isinstance(values.get("fields"), dict):
                 values["fields"] = [f"{target}={column}" for target, column in values["fields"].items()]
             Dict({section: values}, source=str(path))(app, commands, arguments)

@@ -20,6 +20,7 @@ def chat(
     top_p: Annotated[float | None, Parameter(validator=Number(gt=0, lte=1))] = None,
     max_new_tokens: Annotated[int | None, AT_LEAST_1] = None,
     seed: Annotated[int | None, Parameter(validator=Number(gte=0))] = None,
+    template_kwargs: str | None = None,
 ) -> None:
     """Talk to a model in the terminal.
 
@@ -39,9 +40,13 @@ def chat(
         Longest reply; by default 1,024, or half of the context limit.
     seed
         Makes replies repeatable: the same prompt gets the same reply.
+    template_kwargs
+        What the chat template is given beside the messages, as JSON such as {"enable_thinking": false}; by default what
+        the model was trained with.
     """
     from deft.serve.assistant import Assistant
     from deft.serve.terminal import chat_sampling, run_chat
+    from deft.training.config import parsed_kwargs
 
     sampling = chat_sampling(temperature=temperature, top_p=top_p, seed=seed)
     assistant = Assistant(
@@ -49,5 +54,6 @@ def chat(
         identity_file=identity_file,
         context_limit_tokens=context_limit_tokens,
         max_new_tokens=max_new_tokens,
+        template_kwargs=parsed_kwargs(template_kwargs),
     )
     run_chat(assistant, console=console(), **sampling)

@@ -12,6 +12,7 @@ from deft.commands.rows import read
 from deft.errors import UserError
 from deft.language.catalogue import spoken, translated, worded
 from deft.model.size import num_positions
+from deft.prompt.formats.kinds import TrainReasoning
 from deft.screen import console, say
 
 app = App(
@@ -72,6 +73,8 @@ def show(
     file: Path,
     *,
     model: str = "smollm2-135m",
+    template_kwargs: str | None = None,
+    train_reasoning: TrainReasoning = "last",
     limit: Annotated[int, AT_LEAST_1] = 3,
     id: str | None = None,
     skip_broken: bool = False,
@@ -86,6 +89,10 @@ def show(
         A file or folder of instruction data.
     model
         The model whose tokenizer and chat format to use.
+    template_kwargs
+        What the chat template is given beside the messages, as JSON such as {"enable_thinking": false}.
+    train_reasoning
+        In which replies of a row reasoning carries loss.
     limit
         How many rows to show.
     id
@@ -100,15 +107,19 @@ def show(
     from deft.model.start import start_from
     from deft.prompt.encode import encode_example
     from deft.prompt.paint import paint, painted_pieces
+    from deft.training.config import parsed_kwargs
 
     found = read([file], skip_broken=skip_broken, ignore_fields=ignore_fields, fields=fields)
     examples = [row for row in found if id in (None, row.id)]
     if not examples:
         raise UserError("no row has this id", got=id, where=str(file), fix="leave --id out to see rows and their ids")
-    start = start_from(model)
+    start = start_from(model, template_kwargs=parsed_kwargs(template_kwargs))
     screen = console()
     for example in examples[:limit]:
-        for sequence in encode_example(example, start.chat_format, max_length_tokens=sys.maxsize):
+        sequences = encode_example(
+            example, start.chat_format, max_length_tokens=sys.maxsize, train_reasoning=train_reasoning
+        )
+        for sequence in sequences:
             pieces = painted_pieces(sequence, start.tokenizer)
             screen.print(paint(example, sequence, pieces, colour=screen.color_system is not None))
 
@@ -118,6 +129,8 @@ def audit(
     folder: Path,
     *,
     model: str = "smollm2-135m",
+    template_kwargs: str | None = None,
+    train_reasoning: TrainReasoning = "last",
     held_out: Path | None = None,
     max_length_tokens: Annotated[int, AT_LEAST_1] = 2048,
     skip_broken: bool = False,
@@ -132,6 +145,10 @@ def audit(
         A file or folder of instruction data.
     model
         The model whose tokenizer and chat format to use.
+    template_kwargs
+        What the chat template is given beside the messages, as JSON such as {"enable_thinking": false}.
+    train_reasoning
+        In which replies of a row reasoning carries loss.
     held_out
         Data to test on later: rows of it that also occur in the training data are reported, and stop the audit.
     max_length_tokens
@@ -149,17 +166,18 @@ def audit(
     from deft.model.start import start_from
     from deft.prompt.advice import notes
     from deft.prompt.encode import encoded_rows
+    from deft.training.config import parsed_kwargs
 
     reading: dict[str, Any] = {"skip_broken": skip_broken, "ignore_fields": ignore_fields, "fields": fields}
     examples = read([folder], **reading)
-    start = start_from(model)
+    start = start_from(model, template_kwargs=parsed_kwargs(template_kwargs))
     screen = console()
 
     positions = num_positions(start.found.folder)
     limit = min(positions or max_length_tokens, max_length_tokens)
     result = audit_examples(
         examples,
-        encoded_rows(examples, start.chat_format, max_length_tokens=limit),
+        encoded_rows(examples, start.chat_format, max_length_tokens=limit, train_reasoning=train_reasoning),
         max_length_tokens=limit,
         end_of_turn_ids=start.chat_format.end_of_turn_ids,
     )

@@ -23,6 +23,7 @@ from deft.training.record import read_metrics
 
 RUNS = Path("runs")
 PREFIX = "eval_loss_"
+COUNTS = ("num_train_rows", "num_train_sequences", "num_valid_rows")
 NOT_SHOWN = ("trainer", "resume_training")
 STYLES = {"finished": "green", "running": "cyan", "unfinished": "yellow"}
 
@@ -291,7 +292,7 @@ def shown_losses(run: Run) -> str:
 def settings_of(run: Run) -> dict[str, str]:
     """Return what a run was told, its numbers of rows, and where it stands."""
     settings = {name: value for name, value in run.settings.items() if name not in NOT_SHOWN}
-    facts = {name: run.record.get(name) for name in ("num_train_rows", "num_valid_rows", "rows_per_step")}
+    facts = {name: run.record.get(name) for name in (*COUNTS, "rows_per_step")}
     if run.record.get("held_out"):
         settings["valid"] = worded("held out")
     found = settings | facts | {"steps": run.step, "state": translated(run.state)}

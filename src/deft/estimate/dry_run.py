@@ -15,12 +15,11 @@ from deft.estimate.memory import SHARDINGS, MemoryEstimate
 from deft.hub.find import find
 from deft.language.catalogue import translated, worded
 from deft.model.cost import ADAM_BYTES_PER_PARAMETER
-from deft.model.start import start_from
 from deft.screen import say, styled
 from deft.training.arguments import arguments_of
 from deft.training.config import TrainConfig
 from deft.training.kernel import with_fast_dtype
-from deft.training.run import encode, settled
+from deft.training.run import encode, settled, start_of
 from deft.types import Example
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?", re.IGNORECASE)
@@ -55,7 +54,7 @@ def dry_run(
     if model.is_adapter:
         fix = "name its base model: what the adapter adds is small"
         raise UserError("a dry run needs a whole model, and this is an adapter", got=str(model.folder), fix=fix)
-    start = start_from(model, config.chat_format)
+    start = start_of(config, model)
     config = settled(config, model.folder, console)
     rows = encode(train_examples, start, config, split="training", console=console)
     if valid_examples:
@@ -117,6 +116,8 @@ def work_table(found: Estimate) -> Table:
     table.add_column(worded("what"))
     table.add_column(worded("how much"), justify="right")
     table.add_row(worded("rows"), f"{work.num_rows:,}")
+    if work.num_sequences != work.num_rows:
+        table.add_row(worded("sequences"), f"{work.num_sequences:,}")
     for reason, count in work.dropped:
         table.add_row(worded("dropped: {reason}", reason=reason), f"{count:,}")
     if work.num_shortened:

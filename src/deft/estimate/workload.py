@@ -46,13 +46,15 @@ class Pack:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workload:
-    """What a run goes through. Tokens and packs are those of one epoch, packs those of the first.
+    """What a run goes through. Tokens and packs are those of one epoch, packs those of the first; steps and batches
+    count sequences, of which a row has several where its chat template rewrites earlier turns.
 
     `largest_first` is the largest pack that begins an optimizer step, `largest_later` the largest of those that find
     gradients already there (None if there are none).
     """
 
     num_rows: int
+    num_sequences: int
     dropped: tuple[tuple[str, int], ...]
     num_shortened: int
     num_tokens: int
@@ -117,7 +119,8 @@ def workload(config: TrainConfig, rows: EncodeResult, *, num_devices: int = 1) -
                     (first if begins else later).append(found)
         first, later = [largest(first)], [largest(later)] if later else []
     return Workload(
-        num_rows=len(rows.sequences),
+        num_rows=rows.num_rows,
+        num_sequences=len(rows.sequences),
         dropped=tuple(sorted(Counter(row.reason for row in rows.dropped).items())),
         num_shortened=rows.num_shortened,
         num_tokens=sum(len(row) for row in rows.sequences),

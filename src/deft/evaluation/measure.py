@@ -4,10 +4,10 @@ In: the name of a model, and examples. Out: the mean loss of each ability with i
 behind it, and the examples that could not be measured, with the reasons.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deft.errors import UserError
 from deft.evaluation.loss import row_losses
@@ -19,6 +19,7 @@ from deft.model.size import reach
 from deft.model.start import Start, start_from
 from deft.model.vocabulary import make_room
 from deft.prompt.encode import encode_examples
+from deft.prompt.formats.kinds import TrainReasoning
 from deft.types import Dropped, Example
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def evaluate_loss(
     max_length_tokens: int = 2048,
     dtype: str = "auto",
     device: str | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    train_reasoning: TrainReasoning = "last",
 ) -> LossResult:
     """Measure how surprised a model is by the replies of examples, which it should not have been trained on.
 
@@ -54,6 +57,8 @@ def evaluate_loss(
 
     `model` is an alias, a folder or a hub id. Examples longer than `max_length_tokens`, or than the model's positions,
     lose their oldest turns, as in training. `dtype` and `device` "auto" and None: bfloat16 on a GPU, else float32.
+    `template_kwargs` are given to its chat template, by default those stored with it; `train_reasoning` says in which
+    replies reasoning counts, as in training.
 
     Example:
         >>> result = deft.evaluate_loss("smollm2-135m", deft.read_examples("test.jsonl").examples)
@@ -63,10 +68,10 @@ def evaluate_loss(
     Raises:
         UserError: if the model is not found or cannot be loaded, or no example can be measured.
     """
-    start = start_from(find(model))
+    start = start_from(find(model), template_kwargs=template_kwargs)
     loaded = load_to_measure(start, dtype=dtype, device=device)
     limit = reach(loaded.path, max_length_tokens)
-    encoded = encode_examples(examples, start.chat_format, max_length_tokens=limit)
+    encoded = encode_examples(examples, start.chat_format, max_length_tokens=limit, train_reasoning=train_reasoning)
     if not encoded.sequences:
         got = f"{len(encoded.dropped)} of {len(examples)} examples dropped"
         if encoded.dropped:

@@ -67,6 +67,11 @@ def encode_once(
     return encoded
 
 
+def keeps_rows() -> bool:
+    """Say whether encoded rows are kept on this machine, so that another process finds them."""
+    return cache_folder("rows") is not None
+
+
 def rows_key(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", how: Sequence[Any]) -> str:
     """Return the fingerprint of everything that decides how the examples are encoded; `how` are the settings."""
     described = json.dumps(how, sort_keys=True)
@@ -118,6 +123,7 @@ def read_rows(file: Path, examples: Sequence[Example]) -> EncodeResult:
             weights[number] = stored["weights"][start:end].astype(np.float32)
             start = end
         dropped = json.loads(stored["dropped"].tobytes())
+    first_of = dict(zip(reversed(places), range(len(places) - 1, -1, -1), strict=True))
     source_of = {row.id: row.source for row in examples}
     return EncodeResult(
         sequences=tuple(
@@ -127,7 +133,7 @@ def read_rows(file: Path, examples: Sequence[Example]) -> EncodeResult:
                 labels=labels[number],
                 ability=examples[place].ability,
                 weights=weights[number],
-                part=number - places.index(place),
+                part=number - first_of[place],
             )
             for number, place in enumerate(places)
         ),

@@ -31,6 +31,11 @@ class EncodeResult:
     dropped: tuple[Dropped, ...]
     num_shortened: int
 
+    @property
+    def num_rows(self) -> int:
+        """The rows that the sequences are of."""
+        return len(set(self.places))
+
 
 def encode_example(
     example: Example, chat_format: ChatFormat, *, max_length_tokens: int, train_reasoning: TrainReasoning = "last"

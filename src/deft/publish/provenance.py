@@ -127,7 +127,7 @@ def run_facts(checkpoint: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     folder, settings = checkpoint.parent, run.get("settings", {})
     step = int(checkpoint.name.rpartition("-")[2]) if re.fullmatch(r"checkpoint-\d+", checkpoint.name) else None
     left_out = NOT_TOLD + (("lora_",) if settings.get("method") == "full" else ())
-    kept = ("num_train_rows", "num_valid_rows", "train_rows", "valid_rows", "versions")
+    kept = ("num_train_rows", "num_train_sequences", "num_valid_rows", "train_rows", "valid_rows", "versions")
     facts: dict[str, Any] = {name: run[name] for name in kept if run.get(name)}
     facts["settings"] = {
         name: value

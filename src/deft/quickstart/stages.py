@@ -154,7 +154,10 @@ def measure_before(plan: Plan, loaded: "LoadedModel", chat_format: "ChatFormat",
     from deft.training.run import run_identity
 
     limit = plan.config.max_length_tokens
-    train, valid = (encode_examples(split, chat_format, max_length_tokens=limit) for split in (rows.train, rows.valid))
+    train, valid = (
+        encode_examples(split, chat_format, max_length_tokens=limit, train_reasoning=plan.config.train_reasoning)
+        for split in (rows.train, rows.valid)
+    )
     identity = run_identity(plan.config, loaded.path, train, valid)
     evaluated = losses(plan, loaded, chat_format, rows.test, file=plan.parts / "rows_before.jsonl", tell=tell)
     loss = mean_loss(evaluated)
@@ -179,8 +182,8 @@ def losses(
     """Return the losses of examples; each pack is kept in `file` at once, and what is there is not computed again."""
     limit = plan.config.max_length_tokens
     sequences = encode_examples(examples, chat_format, max_length_tokens=limit).sequences
-    kept = {row.id for row in read_rows_kept(file)}
-    num_missing = sum(row.id not in kept for row in sequences)
+    kept = {(row.id, row.part) for row in read_rows_kept(file)}
+    num_missing = sum((row.id, row.part) not in kept for row in sequences)
     if kept:
         tell.resumed_stages.add("before" if file.parent == plan.parts else "after")
         tell.say("kept", rows=len(sequences) - num_missing, all=len(sequences))
@@ -224,7 +227,8 @@ def trained_folder(plan: Plan, start: Start, rows: Rows, before: Before, tell: N
         tell.resumed_stages.add("training")
         config = dataclasses.replace(config, resume_training=True)
     else:
-        steps = config.num_epochs * math.ceil(before.identity["num_train_rows"] / config.batch_size)
+        num_sequences = before.identity.get("num_train_sequences", before.identity["num_train_rows"])
+        steps = config.num_epochs * math.ceil(num_sequences / config.batch_size)
         rate = config.learning_rate
         tell.say("plan", rows=before.identity["num_train_rows"], steps=steps, batch=config.batch_size, rate=rate)
     result = train(config, rows.train, rows.valid, tell.console, measure_first=False, start=start)

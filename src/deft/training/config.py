@@ -1,6 +1,8 @@
 """What a training run can be told: one dataclass, checked before any model loads."""
 
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -23,6 +25,13 @@ MOST = {
     "warmup_steps": 1_000_000_000,
 }
 """The largest of whole numbers that make any sense; more is a slip of the hand, and would hang a run or a dry run."""
+OF_THE_RENDERING = frozenset(
+    """
+    conversation messages tools documents chat_template add_generation_prompt continue_final_message tokenize padding
+    truncation max_length return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs
+    """.split()  # noqa: SIM905
+)
+"""What a chat template is given, or how it is rendered, for deft to decide."""
 NO_VALIDATION = Path("none")
 """What `valid` says where nothing is to be measured."""
 
@@ -56,6 +65,11 @@ class TrainConfig:
     """Layers that get adapters: all (every linear layer but the head), or names such as q_proj v_proj."""
     chat_format: Literal["auto", "template", "role_tokens", "baichuan_chat"] = "auto"
     """How messages become tokens: the checkpoint's stored format or chat template, role tokens, or Baichuan-Chat's."""
+    template_kwargs: str | dict[str, Any] | None = None
+    """What the chat template is given beside the messages, as JSON such as {"enable_thinking": false}; the checkpoint
+    keeps it. By default what is stored with the model to start from."""
+    train_reasoning: Literal["last", "all", "none"] = "last"
+    """In which replies of a row reasoning carries loss; where it does not, it is context, if the template shows it."""
     max_length_tokens: int = 2048
     """Longer rows lose whole oldest turns, or are dropped with a reason."""
     pack_length_tokens: int | None = None
@@ -131,6 +145,7 @@ class TrainConfig:
             given = getattr(self, name)
             paths = (given,) if isinstance(given, str | Path) else given
             object.__setattr__(self, name, tuple(Path(path) for path in paths))
+        object.__setattr__(self, "template_kwargs", parsed_kwargs(self.template_kwargs))
         for name, kind in get_type_hints(TrainConfig).items():
             value = getattr(self, name)
             if get_origin(kind) is Literal:
@@ -194,6 +209,28 @@ class TrainConfig:
     def pack_capacity_tokens(self) -> int:
         """Most tokens in one forward pass."""
         return self.pack_length_tokens or self.max_length_tokens
+
+
+def parsed_kwargs(given: str | Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return what a chat template is to be given beside the messages, from its JSON text or as it is; None for None.
+
+    Raises:
+        UserError: if it is no JSON object, or names what is not the user's to give.
+    """
+    if given is None:
+        return None
+    fix = 'write one JSON object, such as {"enable_thinking": false}, in single quotes on a command line'
+    try:
+        found = json.loads(given) if isinstance(given, str) else given
+        found = json.loads(json.dumps(found, allow_nan=False, ensure_ascii=False).encode())
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"template_kwargs are not JSON ({error})", got=given, fix=fix) from error
+    if not isinstance(found, dict):
+        raise UserError("template_kwargs are no JSON object", got=given, fix=fix)
+    if taken := sorted(OF_THE_RENDERING & found.keys()):
+        what = "template_kwargs name what deft gives the chat template itself"
+        raise UserError(what, got=taken[0], fix="take it out; give what the template itself asks for")
+    return found
 
 
 def require(holds: bool, name: str, value: object, allowed: str) -> None:

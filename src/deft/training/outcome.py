@@ -119,7 +119,7 @@ def evaluated_rows(rows: Sequence[Mapping[str, Any]]) -> list[RowLoss]:
                 ability=ability,
                 nll=row["nll"],
                 num_supervised=row["num_supervised"],
-                weight=row.get("weight"),  # rows of earlier versions have neither this nor a part
+                weight=row.get("weight"),  # in records of earlier versions all weights are 1, and each row is whole
                 part=row.get("part", 0),
             )
         )

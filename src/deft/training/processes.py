@@ -3,16 +3,20 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import TypeVar, cast
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from torch import distributed
 
 from deft.errors import UserError
 
 T = TypeVar("T")
 LEAVING_S = 0.5
+LONGEST_WAIT = timedelta(days=7)
+"""For what one process does while the others have nothing to do; if it fails, they learn of it at once."""
 
 
 @contextmanager
@@ -62,6 +66,37 @@ def agreed(find: Callable[[], T]) -> T:
     if isinstance(found, UserError):
         raise found
     return cast(T, found)
+
+
+def first_of_machine(find: Callable[[], T], *, waits: bool = True) -> T:
+    """Return what `find` finds: it runs in one process of each machine first, and in the others when that is done.
+
+    It is for what takes long and leaves on disk what makes it quick for the others. Where it leaves nothing (`waits`
+    False, which machines may differ in), the others do not wait.
+
+    The group's own timeout is for exchanges, and may be minutes: this wait has a group of its own. It ends with the
+    group of all, since freeing one of gloo's needs the pause that `leave` makes.
+
+    Raises:
+        UserError: in all processes, the one that `find` raised in any of the first.
+    """
+    if not distributed.is_initialized() or distributed.get_world_size() == 1 or not distributed.is_gloo_available():
+        return find()
+    patient = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
+    is_first = PartialState().is_local_main_process or not waits
+    found: T | None = None
+    error: UserError | None = None
+    if is_first:
+        try:
+            found = find()
+        except UserError as caught:
+            error = caught
+    errors: list[UserError | None] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(errors, error, group=patient)
+    for one in errors:
+        if one is not None:
+            raise one
+    return cast(T, found) if is_first else find()
 
 
 def any_of_them(flag: bool, device: torch.device) -> bool:

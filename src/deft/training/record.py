@@ -22,10 +22,9 @@ class RecordedRow(RowLoss):
     """The loss of one row in one epoch.
 
     `row` is the place of its sequence among those of its split, counted from 0, which tells rows of equal content
-    apart; `step` is
-    the optimizer step in which it was met, for a validation the steps before it. The epoch of a validation is the one
-    that it ends or cuts short, 0 before any training. Training losses are those met on the way, each row before its own
-    update.
+    apart; `step` is the optimizer step in which it was met, for a validation the steps before it. The epoch of a
+    validation is the one that it ends or cuts short, 0 before any training. Training losses are those met on the way,
+    each row before its own update.
     """
 
     split: str
@@ -71,7 +70,8 @@ class RunRecord:
             ]
         )
         with written_whole(folder / "rows.parquet") as temporary:
-            pq.write_table(pa.Table.from_pylist([asdict(row) for row in self.rows], schema=schema), temporary)
+            rows = [asdict(row) | {"weight": row.total_weight} for row in self.rows]
+            pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
 
     def resume(self, checkpoint: Path | None) -> None:
         """Go on from the record as `checkpoint` holds it (None: as at the start): what came later is forgotten.
@@ -91,6 +91,8 @@ class RunRecord:
 
 def read_rows(folder: Path) -> list[RecordedRow]:
     """Return the row losses in a folder's `rows.parquet`; one of an earlier version has no steps and places: -1.
+
+    Weights of tokens came later still: where there are none, all were 1, and each row was one sequence.
 
     Raises:
         UserError: if it is missing or damaged.

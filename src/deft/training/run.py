@@ -16,7 +16,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from deft.errors import UserError
 from deft.files import check_writable, write_json
 from deft.fingerprint import versions
-from deft.hub.find import find
+from deft.hub.find import FoundModel, find
 from deft.hub.known import format_parameters
 from deft.hub.manifest import check_manifest
 from deft.hub.quiet import quiet_transformers
@@ -28,20 +28,21 @@ from deft.model.matmul import Kernel
 from deft.model.size import num_parameters, num_positions
 from deft.model.start import Start, start_from
 from deft.model.vocabulary import check_rows
-from deft.prompt.cache import encode_once
+from deft.prompt.advice import notes
+from deft.prompt.cache import FEWEST_ROWS, encode_once, keeps_rows
 from deft.prompt.encode import EncodeResult
 from deft.prompt.formats.kinds import ChatFormat
 from deft.prompt.paint import paint, painted_pieces
 from deft.screen import say
 from deft.training.arguments import arguments_of
 from deft.training.checkpoint import explaining_disk_errors
-from deft.training.config import NO_VALIDATION, TrainConfig, check_device_for
+from deft.training.config import NO_VALIDATION, TrainConfig, check_device_for, parsed_kwargs
 from deft.training.kernel import chosen_kernel, with_fast_dtype
 from deft.training.lock import run_held
 from deft.training.order import Position
 from deft.training.out_of_memory import explaining_memory_errors
 from deft.training.prepare import check_whole, load_to_train, prepare_device
-from deft.training.processes import agreed, joined
+from deft.training.processes import agreed, first_of_machine, joined
 from deft.training.progress import Progress
 from deft.training.rates import with_rates
 from deft.training.record import RunRecord, draw_losses
@@ -180,12 +181,14 @@ def make_ready(
     if not train_examples:
         raise UserError("there are no rows to train on", fix="give --train FILE_OR_FOLDER")
     found = find(config.model) if start is None else start.found
-    start = start or start_from(found, config.chat_format)
+    start = start or start_of(config, found)
     check_whole(found)
     if config.verify == "all" and PartialState().is_main_process:
         check_manifest(found.folder)
     config = settled(config, found.folder, console)
     train_rows = encode(train_examples, start, config, split="training", console=console)
+    for note in notes(start.chat_format, start.tokenizer, train_examples):
+        say(console, "[yellow]note:[/] {note}", note=note, fold=True)
     valid_rows = None
     if valid_examples:
         valid_rows = encode(valid_examples, start, config, split="validation", console=console)
@@ -206,6 +209,15 @@ def make_ready(
         kernel=kernel,
         unfinished=unfinished,
     )
+
+
+def start_of(config: TrainConfig, model: FoundModel) -> Start:
+    """Return the tokenizer and the chat format that a run begins with.
+
+    Raises:
+        UserError: as `start_from` does.
+    """
+    return start_from(model, config.chat_format, template_kwargs=parsed_kwargs(config.template_kwargs))
 
 
 def tell_idle_devices(processes: PartialState, console: Console) -> None:
@@ -331,12 +343,30 @@ def shortened(text: str) -> str:
 def encode(
     examples: Sequence[Example], start: Start, config: TrainConfig, *, split: str, console: Console
 ) -> EncodeResult:
-    """Turn examples into token sequences and say how many were cut or dropped.
+    """Turn examples into token sequences and say how many were cut, divided or dropped.
+
+    Of many rows, one process of each machine makes the sequences, and the others read what it kept.
 
     Raises:
         UserError: if no row is left.
     """
-    result = encode_once(examples, start.chat_format, start.tokenizer, max_length_tokens=config.max_length_tokens)
+
+    def encoded() -> EncodeResult:
+        return encode_once(
+            examples,
+            start.chat_format,
+            start.tokenizer,
+            max_length_tokens=config.max_length_tokens,
+            train_reasoning=config.train_reasoning,
+        )
+
+    result = first_of_machine(encoded, waits=keeps_rows()) if len(examples) >= FEWEST_ROWS else encoded()
+    if len(result.sequences) > result.num_rows:
+        what = (
+            "{split!t}: {rows:,} rows make {sequences:,} sequences, because the chat template rewrites earlier turns; "
+            "batches and steps count sequences"
+        )
+        say(console, what, split=split, rows=result.num_rows, sequences=len(result.sequences), fold=True)
     if result.num_shortened:
         say(console, "{split!t}: {rows} rows lost their oldest turns to fit", split=split, rows=result.num_shortened)
     if result.dropped:

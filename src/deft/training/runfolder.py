@@ -37,8 +37,19 @@ NOT_PART_OF_A_RUN = (
 )
 """Settings that may differ when a run is resumed; the number of rows in a step, which the last two make together with
 the number of processes, may not."""
-NOT_COMPARED = ("settings", "num_train_rows", "num_valid_rows", "held_out", "products", "versions", "finished")
+NOT_COMPARED = (
+    "settings",
+    "num_train_rows",
+    "num_train_sequences",
+    "num_valid_rows",
+    "held_out",
+    "products",
+    "versions",
+    "finished",
+)
 """What a `run.json` holds besides; which rows there are, and how many, is in the rows' fingerprints."""
+BEFORE_THERE_WERE_SETTINGS: dict[str, Any] = {"template_kwargs": None, "train_reasoning": "last"}
+"""What runs of earlier versions, which do not name these settings, did."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,22 +66,29 @@ def run_identity(
     """Return what decides a run's result: its settings, fingerprints of its rows and of the folder `model`."""
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_PART_OF_A_RUN}
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    held_out = [row.id for row in valid_rows.sequences] if valid_rows and not config.valid else []
+    held_out = [row.id for row in valid_rows.sequences if row.part == 0] if valid_rows and not config.valid else []
+    num_sequences = len(train_rows.sequences)
     return {
         "settings": json.loads(json.dumps(settings, default=str)),
         "rows_per_step": config.batch_size * config.gradient_accumulation * num_processes,
         "train_rows": rows_fingerprint(train_rows.sequences),
         "valid_rows": rows_fingerprint(valid_rows.sequences if valid_rows else ()),
-        "num_train_rows": len(train_rows.sequences),
-        "num_valid_rows": len(valid_rows.sequences) if valid_rows else 0,
+        "num_train_rows": train_rows.num_rows,
+        **({"num_train_sequences": num_sequences} if num_sequences != train_rows.num_rows else {}),
+        "num_valid_rows": valid_rows.num_rows if valid_rows else 0,
         "model": folder_fingerprint(model),
-    } | ({"held_out": held_out} if held_out else {})
+        **({"held_out": held_out} if held_out else {}),
+    }
 
 
 def rows_fingerprint(rows: Sequence[TokenSequence]) -> str:
-    """Return a fingerprint of token ids and labels: it changes with the data, the tokenizer, the format, the limit."""
-    parts = [part for row in rows for part in (row.input_ids.tobytes(), row.labels.tobytes())]
-    return fingerprint(parts)
+    """Return a fingerprint of ids, labels and weights: it changes with the data, the tokenizer, the format, the limit.
+
+    Rows without weights have the one that earlier versions gave them.
+    """
+    return fingerprint(
+        array.tobytes() for row in rows for array in (row.input_ids, row.labels, row.weights) if array is not None
+    )
 
 
 def open_run(config: TrainConfig, identity: dict[str, Any], unfinished: Path | None) -> Path:
@@ -167,7 +185,8 @@ def position_of(checkpoint: Path, num_rows: int) -> Position:
 
 def flat(identity: dict[str, Any]) -> dict[str, Any]:
     """Return what must be the same, by name; `weights` is the fingerprint of the first ones, `model` their name."""
-    found = identity | {"weights": identity.get("model")} | identity["settings"]
+    settings = BEFORE_THERE_WERE_SETTINGS | identity["settings"]
+    found = identity | {"weights": identity.get("model")} | settings
     return {name: value for name, value in found.items() if name not in NOT_COMPARED}
 
 

@@ -23,7 +23,7 @@ TIME_S = 60
 """By the clock, for systems that know no limit of processor time; elsewhere the prober's own, of seconds, comes first,
 and a machine that is busy refuses no template for it."""
 PROBER = Path(__file__).with_name("probe_template.py")
-REMEDY = "use `chat_format: role_tokens`, or give the tokenizer another chat template"
+REMEDY = "give the tokenizer another chat template, such as that of another revision of the model"
 
 passed: set[str] = set()
 """Hashes of the templates that passed in this process."""
