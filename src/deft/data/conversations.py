@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from deft.data.fields import check_meanings, is_flag, meaning_of, unused_of
+from deft.data.fields import check_meanings, is_flag, is_there, meaning_of, unused_of
 from deft.data.loss_weights import is_loss_weight, is_row_measurement, weights_beside
 from deft.data.names import REASONING_FIELDS, SYSTEM_KEYS
 from deft.data.tools import TOOL_FIELDS, calls_in_text, tools_from, tools_in_system, united
@@ -165,13 +165,15 @@ def with_reasoning(messages: Sequence[Message], rest: dict[str, Any]) -> list[Me
     Raises:
         UserError: if the row has several replies, so that it cannot be told whose it is.
     """
-    fields = {name: rest.pop(name) for name in REASONING_FIELDS if not is_flag(rest.get(name))}
-    if not fields:
+    fields = {name: rest.pop(name) for name in REASONING_FIELDS if name in rest and not is_flag(rest[name])}
+    if not any(map(is_there, fields.values())):
         return list(messages)
     replies = [place for place, one in enumerate(messages) if one.role == "assistant"]
     if len(replies) != 1:
         what = "reasoning stands beside a row with several replies, and does not say whose it is"
-        raise UserError(what, got=next(iter(fields.values())), fix="write it into the message: reasoning_content")
+        raise UserError(
+            what, got=next(filter(is_there, fields.values())), fix="write it into the message: reasoning_content"
+        )
     [place] = replies
     reasoning = one_reasoning(fields, messages[place].reasoning)
     return [*messages[:place], replace(messages[place], reasoning=reasoning), *messages[place + 1 :]]

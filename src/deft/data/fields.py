@@ -105,8 +105,8 @@ def is_there(value: Any) -> bool:
 
 
 def is_flag(value: Any) -> bool:
-    """Say whether a value is nothing, or only says that something is so, or how much: true, "on", a number."""
-    return not is_there(value) or isinstance(value, bool | int | float) or (isinstance(value, str) and is_number(value))
+    """Say whether a value only says that something is so, or how much: true, "on", a number."""
+    return isinstance(value, bool | int | float) or (isinstance(value, str) and value.strip().lower() in FLAG_WORDS)
 
 
 def holds_text(value: Any) -> bool:
