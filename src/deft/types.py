@@ -210,7 +210,7 @@ def further_parts(message: Message) -> list[dict[str, Any]]:
     further = {
         "reasoning": message.reasoning,
         "tool_calls": calls,
-        "weight": message.weight if message.weight != 1 else None,
+        "weight": float(message.weight) if message.weight != 1 else None,
         "name": message.name,
         "call_id": message.call_id,
     }
