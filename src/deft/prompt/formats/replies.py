@@ -201,7 +201,8 @@ def thinking(ask: Ask, begins: Beginning, written: str, *, is_shown: bool) -> Th
         NotTrainable: `reasoning_not_served`, if the row has reasoning and the prompt leaves no room for it.
     """
     prompt, reasoning = ask.prompt.text, ask.turn.reasoning
-    ends = ENDS_WITH_THINKING.search(prompt)
+    typed = ask.prompt.contents.get(Slot(ask.reply - 1, "content"))
+    ends = ENDS_WITH_THINKING.search(prompt, typed.end if typed else 0)  # what the user typed opens no thinking
     opened, closed = (ends["opened"], ends["closed"]) if ends else (None, None)
     follows = ask.whole.text.startswith(prompt)
     if reasoning and closed and not (is_shown and follows):
