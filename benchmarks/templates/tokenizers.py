@@ -85,7 +85,7 @@ def byte_level(*, gpt2: bool) -> str:
 
 @cache
 def space_first() -> str:
-    """Return a BPE with bytes to fall back on that puts a space before a text, as Llama 2's and Mistral's do, as JSON."""
+    """Return a BPE that falls back on bytes and puts a space before a text, as Llama 2's and Mistral's, as JSON."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
     tokenizer.decoder = decoders.Sequence(
@@ -140,6 +140,8 @@ def tokenizer_for(template: str, kind: str = "bytes") -> PreTrainedTokenizerFast
     special = [AddedToken(name, special=True, normalized=False) for name in sorted(names)]
     plain = [AddedToken(name, special=False, normalized=False) for name in sorted(set(PLAIN.findall(template)))]
     tokenizer.add_tokens(special, special_tokens=True)  # type: ignore[arg-type]  # annotated without AddedToken
-    tokenizer.add_tokens([*plain, *(AddedToken(name, special=False, normalized=False) for name in ("<think>", "</think>"))])  # type: ignore[list-item]
+    tokenizer.add_tokens(
+        [*plain, *(AddedToken(name, special=False, normalized=False) for name in ("<think>", "</think>"))]
+    )  # type: ignore[list-item]
     tokenizer.chat_template = template
     return tokenizer
