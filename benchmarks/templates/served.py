@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.templates.conversations import Case
-from benchmarks.templates.render import MARK, TAGS, Renders, Unbuildable
+from benchmarks.templates.render import MARK, TAGS, THOUGHT, Renders, Unbuildable
 from deft.types import Message
 
 
@@ -158,6 +158,9 @@ class Judge:
 
     def _behind_longer_prompt(self, asks: str, turn: str, reply: Message) -> str:
         """Return a pattern of what the model writes behind a prompt that ends with words that no turn begins with."""
+        if reply.reasoning and reply.reasoning not in turn:
+            common = common_prefix(asks, turn)
+            return self._thinking(asks, turn[len(common) :], re.escape(reply.reasoning))
         anchor = reply.reasoning or (reply.content if reply.tool_calls else "")
         lead = turn.partition(anchor)[0] if anchor else turn
         written = turn[len(lead) :]
@@ -174,9 +177,28 @@ class Judge:
         if ends["closed"] and thought:
             raise Unbuildable("the prompt closes the thinking, and the row has reasoning")
         rest = re.sub(rf"^\s*(?:{OPEN}\s*)?(?:{CLOSE}\s*)?", "", rest)
+        if self._layout and thought and not ends["opened"]:
+            opens, closes = self._layout
+            closes = closes.removesuffix(rest)
+            return re.escape(opens) + thought + re.escape(closes) + re.escape(rest)
         own = [pair for pair in TAGS if pair[1] in self.renders.template] or TAGS[:1]
         opening = "" if ends["opened"] else any_of(opens for opens, _ in own)
         return rf"\s*{opening}\s*{thought}\s*{any_of(closes for _, closes in own)}\s*{re.escape(rest)}"
+
+    @cached_property
+    def _layout(self) -> tuple[str, str] | None:
+        """What the template itself writes around the reasoning of a lone reply, where it shows it behind the prompt."""
+        history = [Message(role="user", content="?")]
+        reply = Message(role="assistant", content=MARK, reasoning=THOUGHT)
+        try:
+            prompt = self.renders.text(history, (), prompt=True)
+            whole = self.renders.text([*history, reply], (), prompt=False)
+        except Unbuildable:
+            return None
+        if not whole.startswith(prompt) or THOUGHT not in whole:
+            return None
+        opens, _, rest = whole[len(prompt) :].partition(THOUGHT)
+        return opens, rest.partition(MARK)[0]
 
     def _behind_last(
         self, history: list[Message], tools: Sequence[Any], prompt: str, whole: str, reply: Message
