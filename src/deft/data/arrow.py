@@ -1,6 +1,6 @@
 """Tables in Arrow's formats go in (Parquet, Arrow files, folders that `datasets` saved); numbered rows come out.
 
-Columns that are null or NaN are left out, which is how tables write absent.
+Columns that are null or NaN are left out, which is how tables write absent, and so are null keys of objects in lists.
 """
 
 import json
@@ -157,11 +157,18 @@ def table_row(record: dict[str, Any]) -> Any:
         if isinstance(value, str) and len(value) > MAX_ROW_BYTES:
             return too_long(f"cell of column `{column}`")
         try:
-            row[column] = json_value(value)
+            row[column] = without_nulls(json_value(value)) if isinstance(value, list) else json_value(value)
         except TypeError as error:  # only if the column counts, which is known later
             fix = f"leave the column out of the file, or make it text, or --ignore-fields {column}"
             row[column] = UserError(f"column `{column}` holds {error}, which JSON cannot", fix=fix)
     return row
+
+
+def without_nulls(value: Any) -> Any:
+    """Return a list of objects without the keys that the table filled up because objects of other rows have them."""
+    if isinstance(value, dict):
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 def json_value(value: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 from deft.data.arrow import json_value
 from deft.data.jsonrows import parsed
+from deft.data.loss_weights import is_loss_weight
 from deft.errors import UserError, shorten
 
 LIST_FIELDS = ("messages", "conversations", "conversation", "history")
@@ -30,6 +31,10 @@ def with_lists(row: dict[str, Any], *, named: Iterable[str] = ()) -> dict[str, A
         text = row.get(name)
         if isinstance(text, str) and (not text.strip() or text.lstrip().startswith(("[", "{"))):
             changed[name] = listed(name, text) if text.strip() else None
+    for name in filter(is_loss_weight, row):
+        text = row[name]
+        if isinstance(text, str) and text.lstrip().startswith("["):
+            changed[name] = listed(name, text)
     for name in PAIR_FIELDS:
         text = row.get(name)
         if isinstance(text, str) and TURNS.match(text):

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deft.data.fields import is_lines
+from deft.data.loss_weights import is_loss_weight
+from deft.data.names import REASONING_FIELDS
+from deft.data.tools import TOOL_FIELDS
 from deft.errors import UserError, did_you_mean
 from deft.types import Example
 
@@ -30,7 +33,6 @@ CONVERSATION = frozenset({"prompt", "input", "response", "messages"})
 NEEDED = frozenset({"prompt", "response", "messages"})
 JOINED = frozenset({"system", "prompt", "input", "response"})
 STANDING = ("system", "system_prompt", "system_message", "history", "type", "ability", "id")
-"""Fields that keep their meaning beside a conversation out of named columns."""
 ABILITY_COLUMNS = (
     *("category", "task", "task_type", "skill", "subject", "domain", "topic", "kind"),
     *("能力", "类别", "类型", "任务", "科目", "领域"),
@@ -114,7 +116,7 @@ class FieldChoice:
         rest = {name: value for name, value in row.items() if name not in gone}
         if not self.columns.keys() & CONVERSATION:
             return rest | named, {}
-        standing = {name: rest.pop(name) for name in STANDING if name in rest and name not in named}
+        standing = {name: rest.pop(name) for name in list(rest) if is_standing(name) and name not in named}
         return standing | named, rest
 
     def value(self, row: Mapping[str, Any], target: str) -> Any:
@@ -155,6 +157,11 @@ class FieldChoice:
             for column in columns:
                 if self.seen and column not in self.seen:
                     raise lacking(column, sorted(self.seen))
+
+
+def is_standing(name: str) -> bool:
+    """Say whether a field keeps its meaning beside a conversation out of named columns."""
+    return name in STANDING or name in TOOL_FIELDS or name in REASONING_FIELDS or is_loss_weight(name)
 
 
 def lacking(column: str, names: Iterable[str]) -> UserError:

@@ -24,7 +24,7 @@ HARMLESS_NAMES = frozenset(
     models teacher version revision citation resource channel avatarurl country hashed_ip header 来源 出处 链接
     数据来源 网址 许可 作者 版本 模型
 
-    date time datetime timestamp created updated 日期 时间
+    date time datetime timestamp created updated tool_prompt 日期 时间
 
     verified reviewed redacted votes upvotes likes views comment comments note notes remark remarks metadata meta name
     备注
@@ -54,6 +54,7 @@ MAX_LABEL_CHARACTERS = 80
 NO_LABEL = re.compile(r"[\r\n]|[.!?:。！？：]\s*$")
 """Lines, and what ends as a sentence does."""
 
+FLAG_WORDS = ("true", "false", "yes", "no", "on", "off")
 DAY = re.compile(r"\d{4}[-/]\d{1,2}[-/]\d{1,2}([T ][\d:.,+Z-]*)?$")
 
 EXPLAINS = re.compile(r"rational|explanation|explain|analysis|reason|thought|_?cot$|steps|解析|分析|思考|推理|理由")
@@ -103,6 +104,11 @@ def is_there(value: Any) -> bool:
     return value not in (None, {}, False)
 
 
+def is_flag(value: Any) -> bool:
+    """Say whether a value only says that something is so, or how much: true, "on", a number."""
+    return isinstance(value, bool | int | float) or (isinstance(value, str) and value.strip().lower() in FLAG_WORDS)
+
+
 def holds_text(value: Any) -> bool:
     """Say whether a value holds text, at any depth, that is more than a number."""
     if isinstance(value, str):
@@ -117,7 +123,7 @@ def is_number(text: str) -> bool:
     try:
         float(text)
     except ValueError:
-        return text.strip().lower() in ("true", "false", "yes", "no") or DAY.match(text.strip()) is not None
+        return text.strip().lower() in FLAG_WORDS or DAY.match(text.strip()) is not None
     return True
 
 
@@ -128,7 +134,7 @@ HIDDEN = Meaning(what=NOT_LOSS, says=is_on)
 MEDIA = Meaning(what="a row with images, sound or film is not text alone", says=is_there)
 TOOLS = Meaning(what="tools stand in a field that is not read", says=is_there)
 PAIR = Meaning(what="a pair of a better and a worse reply is not trained yet", says=holds_text)
-REASONING = Meaning(what="reasoning stands beside a message that is no reply", says=is_there)
+REASONING = Meaning(what="reasoning stands beside a message that is no reply", says=holds_text)
 MEANINGS: dict[str, Meaning] = {
     **dict.fromkeys(("label", "kto_tag", "kto_label"), BAD),
     **dict.fromkeys(

@@ -10,23 +10,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deft.data.conversations import (
-    CALL_FIELDS,
-    REASONING_FIELDS,
-    ParsedRow,
-    Row,
-    finish,
-    gather_rest,
-    message,
-    reply_parts,
-    text,
-    turn,
-    turn_rest,
-    with_system,
-)
+from deft.data.conversations import ParsedRow, finish, text
 from deft.data.fields import check_meanings
-from deft.data.names import INSTRUCTION, MATERIAL, REPLIES, advice_for, known_names, renamed
+from deft.data.names import INSTRUCTION, MATERIAL, REASONING_FIELDS, REPLIES, advice_for, known_names, renamed
 from deft.data.tools import TOOL_FIELDS, tools_from
+from deft.data.turns import CALL_FIELDS, Row, gather_rest, message, reply_parts, turn, turn_rest
 from deft.errors import UserError
 from deft.types import Message
 
@@ -106,25 +94,23 @@ def parse_turns(row: Row, key: str) -> ParsedRow:
 
     The role stands under `role` or `from`, the text under `content` or `value`.
     """
-    made: list[Message] = []
+    said: list[list[Message]] = []
     rest: dict[str, Any] = {}
-    tools: list[Any] = []
+    tools: list[list[dict[str, Any]]] = []
     for place, item in enumerate(row[key]):
         if isinstance(item, str):
-            made.append(message("assistant" if place % 2 else "user", item))
+            said.append([message("assistant" if place % 2 else "user", item)])
             continue
         names = ("role", "content")
         if isinstance(item, dict) and ("from" in item or "value" in item):
             names = ("from" if "from" in item else "role", "value" if "value" in item else "content")
-        made += turn(item, *names)
+        said.append(turn(item, *names))
         if len(item) > 2:
-            used = (*TURN_PARTS, "name") if made and made[-1].role == "tool" else TURN_PARTS
+            used = (*TURN_PARTS, "name") if said[-1] and said[-1][0].role == "tool" else TURN_PARTS
             gather_rest(rest, key, turn_rest(item, *names, *used))
-            tools += [tool for name in TOOL_FIELDS for tool in tools_from(name, item.get(name))]
-    row = {**row, "tools": [*tools_from("tools", row.get("tools")), *tools]} if tools else row
-    messages = with_system(row, made)
+            tools += [tools_from(name, item[name]) for name in TOOL_FIELDS if name in item]
     known = DOIT_FIELDS if is_doit(row) else MAGPIE_FIELDS if is_magpie(row) else TURN_FIELDS
-    return finish(row, messages, used=(key,), known=known, turns=rest)
+    return finish(row, said, used=(key,), known=known, turns=rest, tools=tools)
 
 
 def parse_messages(row: Row) -> ParsedRow:
@@ -144,14 +130,14 @@ def parse_conversation(row: Row) -> ParsedRow:
 
 def parse_swift(row: Row) -> ParsedRow:
     """Parse the `conversation[{human, assistant}]` of Swift, with an optional `system` beside it."""
-    messages: list[Message] = []
+    said: list[list[Message]] = []
     rest: dict[str, Any] = {}
     for pair in row["conversation"]:
         others = turn_rest(pair, "human", "assistant")
         reply = message("assistant", pair.get("assistant"), **reply_parts(others))
-        messages += [message("user", pair.get("human")), reply]
+        said += [[message("user", pair.get("human"))], [reply]]
         gather_rest(rest, "conversation", turn_rest(others, *TURN_PARTS))
-    return finish(row, with_system(row, messages), used=("conversation",), turns=rest)
+    return finish(row, said, used=("conversation",), turns=rest)
 
 
 def parse_question(row: Row, prompt: Sequence[str], replies: Sequence[str], known: Collection[str] = ()) -> ParsedRow:
@@ -176,7 +162,8 @@ def parse_question(row: Row, prompt: Sequence[str], replies: Sequence[str], know
     reply = next(key for key in replies if key in row)
     messages.append(message("assistant", row[reply]))
     mapping = f"prompt={'+'.join([*asked, '{}'])},response={reply}"
-    return finish(row, with_system(row, messages), used={*prompt, reply, "history"}, known=known, mapping=mapping)
+    said = [[one] for one in messages]
+    return finish(row, said, used={*prompt, reply, "history"}, known=known, mapping=mapping)
 
 
 def question(*prompt: str, reply: Sequence[str] = REPLIES, known: Collection[str] = ()) -> Callable[[Row], ParsedRow]:
@@ -204,7 +191,7 @@ def parse_belle_turns(row: Row) -> ParsedRow:
         raise UserError("a multi-turn instruction has an `input` too", got=row["input"], fix="leave the input empty")
     messages = [message(role, content) for role, content in split_belle(row["instruction"])]
     messages.append(message("assistant", row["output"]))
-    return finish(row, with_system(row, messages), used=("instruction", "input", "output"))
+    return finish(row, [[one] for one in messages], used=("instruction", "input", "output"))
 
 
 def split_belle(instruction: str) -> list[tuple[str, str]]:

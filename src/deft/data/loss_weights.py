@@ -6,12 +6,13 @@ anything between and above as it is.
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
+from deft.data.fields import plain_name
 from deft.errors import UserError
-from deft.types import Message
+from deft.types import Role
 
 TRAINED_NAMES = re.compile(
     r"train|trainable|training|loss|weight|loss_mask|loss_scale|output_with_loss|(loss|message|turn)_weights?"
@@ -21,14 +22,17 @@ ROW_NAMES = re.compile(r"(sample|example|row)_weights?")
 """The same, of a row as a whole."""
 MASKED_NAMES = re.compile(r"mask|masked|is_masked")
 """What is on takes the loss away."""
+ASKING_NAMES = ("train", "trainable", "training")
+"""What asks for loss on a user's message where it is on; the others mean nothing there."""
 MOST = 10.0
 """A larger weight is a number of another kind: a mass in kilograms, a count."""
 WORDS = {"true": 1.0, "yes": 1.0, "on": 1.0, "false": 0.0, "no": 0.0, "off": 0.0}
 
 
+@lru_cache(maxsize=4096)
 def is_loss_weight(name: str) -> bool:
     """Say whether a field of this name decides on loss."""
-    plain = name.strip().lower().replace("-", "_")
+    plain = plain_name(name)
     return any(names.fullmatch(plain) for names in (TRAINED_NAMES, ROW_NAMES, MASKED_NAMES))
 
 
@@ -41,7 +45,7 @@ def weight_of(name: str, value: Any) -> float | None:
     number = number_of(value)
     if number is None:
         return None
-    if MASKED_NAMES.fullmatch(name.strip().lower().replace("-", "_")):
+    if MASKED_NAMES.fullmatch(plain_name(name)):
         if number in (0, 1):
             return 1.0 - number
     elif 0 <= number <= MOST:
@@ -55,83 +59,104 @@ def weight_of(name: str, value: Any) -> float | None:
 
 def number_of(value: Any) -> float | None:
     """Return a flag or a number as a number, NaN of anything else, None of nothing."""
-    if isinstance(value, str):
-        plain = value.strip().lower()
-        if plain in ("", "null", "none"):
-            return None
-        if plain in WORDS:
-            return WORDS[plain]
-        try:
-            number = float(plain)
-        except ValueError:
-            return math.nan
-        return number if math.isfinite(number) else math.nan
-    if value is None:
+    plain = value.strip().lower() if isinstance(value, str) else value
+    if plain in ("", "null", "none", None):
         return None
-    return float(value) if isinstance(value, bool | int | float) and math.isfinite(value) else math.nan
+    if isinstance(plain, str):
+        plain = WORDS.get(plain, plain)
+    try:
+        number = float(plain) if isinstance(plain, str | bool | int | float) else math.nan
+    except (ValueError, OverflowError):
+        return math.nan
+    return number if math.isfinite(number) else math.nan
 
 
-def weight_in(fields: Mapping[str, Any], *, of_message: bool) -> float | None:
-    """Return the loss weight that fields of a message, or single values beside a row, give; None if they give none.
-
-    A number under `loss` that is no flag is a measurement, beside a row always.
+def message_weight(fields: Mapping[str, Any]) -> float:
+    """Return the loss weight that the fields of a reply give.
 
     Raises:
         UserError: if a value gives none, or two of them disagree.
     """
-    found: dict[str, float] = {}
-    for name, value in fields.items():
-        if not is_loss_weight(name) or isinstance(value, list) or is_measurement(name, value, of_message=of_message):
-            continue
-        weight = weight_of(name, value)
-        if weight is not None:
-            found[name] = weight
-    if len(set(found.values())) > 1:
-        names = " and ".join(f"`{name}`" for name in found)
-        raise UserError(f"{names} give different loss weights", got=dict(found), fix="keep one of them")
-    return next(iter(found.values()), None)
+    return agreed(
+        {
+            name: weight_of(name, value)
+            for name, value in fields.items()
+            if is_loss_weight(name) and not is_message_measurement(name, value)
+        }
+    )
 
 
-def is_measurement(name: str, value: Any, *, of_message: bool) -> bool:
-    """Say whether a field is a loss that was measured, and no flag."""
-    if name.strip().lower() != "loss" or isinstance(value, bool):
-        return False
-    number = number_of(value)
-    return number is not None and not (0 <= number <= 1 if of_message else number in (0, 1))
-
-
-def with_weights(messages: Sequence[Message], beside: Mapping[str, Any]) -> list[Message]:
-    """Return the messages with the loss weights that fields beside the row give: one for all, or a list.
-
-    A list has an entry for each message, or for each reply.
+def agreed(found: Mapping[str, float | None]) -> float:
+    """Return the one weight that several fields give; those that say nothing do not count.
 
     Raises:
-        UserError: if a list is as long as neither, or a weight is wrong.
+        UserError: if they give different ones.
     """
-    changed = list(messages)
-    for name, values in beside.items():
-        if is_loss_weight(name) and isinstance(values, list) and values:
-            changed = weighted(changed, name, values)
-    weight = weight_in(beside, of_message=False)
-    if weight is None:
-        return changed
-    return [replace(one, weight=one.weight * weight) if one.role == "assistant" else one for one in changed]
+    given = {name: weight for name, weight in found.items() if weight is not None}
+    if len(set(given.values())) > 1:
+        names = " and ".join(f"`{name}`" for name in given)
+        raise UserError(f"{names} give different loss weights", got=given, fix="keep one of them")
+    return next(iter(given.values()), 1.0)
 
 
-def weighted(messages: Sequence[Message], name: str, values: Sequence[Any]) -> list[Message]:
-    """Return the messages with the loss weights of one list."""
-    replies = [place for place, one in enumerate(messages) if one.role == "assistant"]
-    if len(values) == len(messages):
-        places: Iterable[int] = range(len(messages))
-    elif len(values) == len(replies):
-        places = replies
-    else:
-        what = f"`{name}` has {len(values)} entries: neither one for each message nor one for each reply"
-        got = f"{len(messages)} messages, {len(replies)} replies"
-        raise UserError(what, got=got, fix="write one entry for each reply")
-    changed = list(messages)
-    for place, value in zip(places, values, strict=True):
+def is_message_measurement(name: str, value: Any) -> bool:
+    """Say whether a number on a message is a loss that was measured: one above 1 can be no flag."""
+    number = number_of(value)
+    return plain_name(name) == "loss" and number is not None and number > 1
+
+
+def is_row_measurement(name: str, value: Any) -> bool:
+    """Say whether what stands beside a row is a loss that was measured: numbers that are no flags."""
+    if plain_name(name) != "loss":
+        return False
+    values = value if isinstance(value, list) else [value]
+    return not all(number_of(one) in (0, 1, None) for one in values)
+
+
+def weights_beside(row: Mapping[str, Any], roles: Sequence[Role]) -> list[float]:
+    """Return what the fields beside a row multiply the loss weight of each of its turns by, as the row lists them.
+
+    A field gives one value for all replies, or a list of them: one for each turn, or one for each reply.
+
+    Raises:
+        UserError: if a list is as long as neither, or a value is wrong, or two fields disagree.
+    """
+    given = {
+        name: spread(name, value, roles)
+        for name, value in row.items()
+        if is_loss_weight(name) and not is_row_measurement(name, value)
+    }
+    of_rows = {name: weights for name, weights in given.items() if ROW_NAMES.fullmatch(plain_name(name))}
+    of_turns = {name: weights for name, weights in given.items() if name not in of_rows}
+    return [
+        math.prod(agreed({name: weights[place] for name, weights in level.items()}) for level in (of_rows, of_turns))
+        for place in range(len(roles))
+    ]
+
+
+def spread(name: str, value: Any, roles: Sequence[Role]) -> list[float | None]:
+    """Return the weight that a field beside a row gives each turn, None where it says nothing."""
+    replies = [place for place, role in enumerate(roles) if role == "assistant"]
+    if not isinstance(value, list):
         weight = weight_of(name, value)
-        if changed[place].role == "assistant" and weight is not None:
-            changed[place] = replace(changed[place], weight=weight)
-    return changed
+        return [weight if role == "assistant" else None for role in roles]
+    if len(value) not in (0, len(roles), len(replies)):
+        what = f"`{name}` has {len(value)} entries: neither one for each message nor one for each reply"
+        got = f"{len(roles)} messages, {len(replies)} replies"
+        raise UserError(what, got=got, fix="write one entry for each reply")
+    entries = dict(zip(range(len(roles)) if len(value) == len(roles) else replies, value, strict=False))
+    for place, entry in entries.items():
+        check_asked({name: entry}, roles[place])
+    return [weight_of(name, entries.get(place)) if role == "assistant" else None for place, role in enumerate(roles)]
+
+
+def check_asked(fields: Mapping[str, Any], role: Role) -> None:
+    """Refuse a user's message that is to be trained itself.
+
+    Raises:
+        UserError: naming the field that asks for it.
+    """
+    for name, value in fields.items():
+        if role == "user" and plain_name(name) in ASKING_NAMES and (number_of(value) or 0) > 0:
+            what = f"`{name}` asks for loss on a message of the user, and only replies are trained"
+            raise UserError(what, got=value, fix=f"take it out of that message, or --ignore-fields {name}")

@@ -7,6 +7,8 @@ from typing import Any
 from deft.data.fields import holds_text, is_harmless, meaning_of
 
 SYSTEM_KEYS = ("system", "system_prompt", "system_message")
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+"""What leads to a reply, on its message or beside a row with one reply."""
 REPLIES = ("output", "response", "target", "completion", "answer")
 """Fields that hold the reply to one question; a format that takes any of them takes the first that is there."""
 MATERIAL = ("passage", "context")
