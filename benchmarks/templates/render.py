@@ -10,16 +10,41 @@ from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
 from typing import Any
+from unittest.mock import patch
 
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import chat_template_utils
 
 from deft.types import Message, ToolCall, split_reasoning
 
 DAY = date(2024, 7, 26)
 """The day that deft prints in place of today."""
 KEYS = ("reasoning_content", "reasoning", "thinking")
+TAGS = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|channel>thought", "<channel|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<seed:think>", "</seed:think>"),
+    ("<|inner_prefix|>", "<|inner_suffix|>"),
+    ("<mm:think>", "</mm:think>"),
+    ("<longcat_think>", "</longcat_think>"),
+    ("<thought>", "</thought>"),
+    ("<thinking>", "</thinking>"),
+    ("<reasoning>", "</reasoning>"),
+)
+"""What stands around reasoning."""
 MARK = "Zqmark"
 THOUGHT = "Zqthought"
+
+
+class Frozen:
+    """Stands in for `datetime` where transformers asks it for today."""
+
+    @staticmethod
+    def now() -> date:
+        """Return the day that deft prints."""
+        return DAY
 
 
 class Unbuildable(Exception):
@@ -43,8 +68,9 @@ class Renders:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any]) -> None:
         self._tokenizer = tokenizer
-        self._options: dict[str, Any] = {"strftime_now": DAY.strftime, **template_kwargs}
-        if "date_string" in str(tokenizer.chat_template):
+        self._options: dict[str, Any] = dict(template_kwargs)
+        self.template = str(tokenizer.chat_template)
+        if "date_string" in self.template:
             self._options.setdefault("date_string", DAY.strftime("%d %b %Y"))
         self._texts: dict[str, str | Unbuildable] = {}
 
@@ -54,7 +80,11 @@ class Renders:
         Raises:
             Unbuildable: if the template raises an error.
         """
-        return self._asked([self._given(message, self.way) for message in messages], tools, prompt=prompt)
+        return self._asked(self.given(messages), tools, prompt=prompt)
+
+    def given(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Return messages as the template is given them."""
+        return [self._given(message, self.way) for message in messages]
 
     def prepared(self, messages: Sequence[Message]) -> list[Message]:
         """Return the messages as every format sees them.
@@ -90,7 +120,9 @@ class Renders:
             text = self._tried(asked, replace(way, keys=keys))
             if THOUGHT in text and MARK in text:
                 return replace(way, keys=keys)
-        return replace(way, keys=(), inside=THOUGHT in self._tried(asked, replace(way, keys=(), inside=True)))
+        own = any(close in self.template for _, close in TAGS[1:])  # it writes reasoning in its own tags, only at times
+        shown = THOUGHT in self._tried(asked, replace(way, keys=(), inside=True))
+        return replace(way, keys=(), inside=shown and not own)
 
     def _way_of_calls(self, way: Way) -> Way:
         call = ToolCall(name="get_weather", arguments=f'{{"city": "{MARK}"}}', id="call00000")
@@ -121,7 +153,7 @@ class Renders:
             content = [{"type": "text", "text": content}]
         given: dict[str, Any] = {"role": message.role, "content": content}
         if message.reasoning:
-            given |= {key: message.reasoning for key in way.keys}
+            given |= dict.fromkeys(way.keys, message.reasoning)
         if message.tool_calls:
             given["tool_calls"] = [
                 {
@@ -142,16 +174,16 @@ class Renders:
         key = json.dumps([messages, list(tools), prompt])
         if key not in self._texts:
             try:
-                self._texts[key] = str(
-                    self._tokenizer.apply_chat_template(
+                with patch.object(chat_template_utils, "datetime", Frozen):
+                    text = self._tokenizer.apply_chat_template(
                         messages,
                         tools=[dict(tool) for tool in tools] or None,
                         tokenize=False,
                         add_generation_prompt=prompt,
                         **self._options,
                     )
-                )
-            except Exception as error:  # noqa: BLE001  # a template is a program, and may raise anything
+                self._texts[key] = str(text)
+            except Exception as error:  # a template is a program, and may raise anything
                 self._texts[key] = Unbuildable(f"the template raises: {str(error)[:100]}")
         found = self._texts[key]
         if isinstance(found, Unbuildable):

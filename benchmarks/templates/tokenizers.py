@@ -6,6 +6,7 @@ differ from these in nothing that matters here: which strings are one token, and
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -25,7 +26,7 @@ CONTROL = re.compile(
     r"|<(?:start_of_turn|end_of_turn|end_of_sentence|beginning_of_sentence|end_of_utterance|BOS_TOKEN|EOS_TOKEN"
     r"|start_function_call|end_function_call|start_function_response|end_function_response|start_function_declaration"
     r"|end_function_declaration|escape|_system|_user|_bot|_end|role|reserved_\d+)>"
-    r"|\[/?THINK\]|<\|[A-Z_]+\|?>|\[(?:BOS|EOS|CLS|SEP)\]|<extra_id_\d+>|<\|\|[^<>|]+\|\|>|\[\|[a-z]+\|\]"
+    r"|\[/?THINK\]|<\|[A-Z_]+\|?>|\[(?:BOS|EOS|CLS|SEP)\]|<extra_id_\d+>|<\|\|[^<>|]+\|\|>|</assistant>|\[\|[a-z]+\|\]"
 )
 """What real models have as one special token; some write their names in pieces, which a model's file then lists."""
 PLAIN = re.compile(r"</?(?:think|tool_call|tool_response|tools|answer|mm:think|arg_key|arg_value|longcat_[a-z_]+)>")
@@ -58,6 +59,7 @@ EOS = (
     "<seed:eos>",
     "[|endofturn|]",
     "<|end|>",
+    "</assistant>",
 )
 """What a model's eos is, if its template writes one of these; the first that does."""
 FAMILIES = (("<|start_header_id|>", "<|eot_id|>"), ("<|im_start|>", "<|im_end|>"))
@@ -85,7 +87,7 @@ def byte_level(*, gpt2: bool) -> str:
 
 @cache
 def space_first() -> str:
-    """Return a BPE with bytes to fall back on that puts a space before a text, as Llama 2's and Mistral's do, as JSON."""
+    """Return a BPE that falls back on bytes and puts a space before a text, as Llama 2's and Mistral's, as JSON."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
     tokenizer.decoder = decoders.Sequence(
@@ -119,13 +121,25 @@ KINDS: dict[str, Callable[[], str]] = {
 """`bytes` cuts at words only, `words` joins punctuation and line breaks, `space` puts a space before a text."""
 
 
+def written_by(template: str) -> set[str]:
+    """Return the control strings that a template writes, though it puts their names together from pieces."""
+    found: set[str] = set()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), bos_token="<s>", eos_token="</s>")
+    exchange = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    for messages in (exchange, exchange * 2, [{"role": "system", "content": "."}, *exchange]):
+        with suppress(Exception):  # a template is a program, and may raise anything
+            text = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+            found.update(CONTROL.findall(str(text)))
+    return found
+
+
 def tokenizer_for(template: str, kind: str = "bytes") -> PreTrainedTokenizerFast:
     """Return a tokenizer that has the template, and its control strings as tokens.
 
     With `words` the eos is another token than the one that ends a turn, as in Gemma and in many fine-tuned base models,
     unless the template itself writes `eos_token`.
     """
-    names = set(CONTROL.findall(template))
+    names = set(CONTROL.findall(template)) | written_by(template)
     for written, needed in FAMILIES:
         if written in names:
             names.add(needed)
@@ -138,8 +152,9 @@ def tokenizer_for(template: str, kind: str = "bytes") -> PreTrainedTokenizerFast
         tokenizer_object=Tokenizer.from_str(KINDS[kind]()), bos_token=bos, eos_token=eos, pad_token="<pad>"
     )
     special = [AddedToken(name, special=True, normalized=False) for name in sorted(names)]
-    plain = [AddedToken(name, special=False, normalized=False) for name in sorted(set(PLAIN.findall(template)))]
+    plain_names = sorted({*PLAIN.findall(template), "<think>", "</think>"} - names)
+    plain = [AddedToken(name, special=False, normalized=False) for name in plain_names]
     tokenizer.add_tokens(special, special_tokens=True)  # type: ignore[arg-type]  # annotated without AddedToken
-    tokenizer.add_tokens([*plain, *(AddedToken(name, special=False, normalized=False) for name in ("<think>", "</think>"))])  # type: ignore[list-item]
+    tokenizer.add_tokens(plain)  # type: ignore[arg-type]
     tokenizer.chat_template = template
     return tokenizer
