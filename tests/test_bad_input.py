@@ -217,7 +217,7 @@ BROKEN_DATA: dict[str, tuple[dict[str, Content], str, tuple[str, ...]]] = {
     "tool_call": (
         {"坏.jsonl": turns(("user", "天气?"), ("tool", "晴"), ("assistant", "晴"))},
         "坏.jsonl",
-        ("坏.jsonl:1", "message 2 should be from the assistant"),
+        ("坏.jsonl:1", "message 2 should be from the assistant", "results follow calls"),
     ),
     "lone_surrogate": (
         {"坏.jsonl": GOOD + turns(("user", "\ud83d"), ("assistant", "好"))},
@@ -640,13 +640,13 @@ CASES = [
     Case(
         name="template_unmaskable",
         command=f"{TRAIN}坏",
-        words=("template", "role_tokens"),
+        words=("template", "special tokens"),
         files={"坏": tiny_but(template=NO_END)},
     ),
     Case(
         name="template_broken",
         command=f"{TRAIN}坏",
-        words=("template", "role_tokens"),
+        words=("template", "another chat template"),
         files={"坏": tiny_but(template="{% for %}")},
     ),
     Case(

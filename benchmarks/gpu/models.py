@@ -107,7 +107,8 @@ class Plan:
         They are without what is not there to be measured: a GPU's libraries are no allocations of PyTorch's, and there
         is no tokenizer.
         """
-        rows = EncodeResult(sequences=tuple(self.rows()), dropped=(), num_shortened=0)
+        sequences = tuple(self.rows())
+        rows = EncodeResult(sequences=sequences, places=tuple(range(len(sequences))), dropped=(), num_shortened=0)
         config = self.settings(checkpointing=checkpointing)
         chosen = estimate(config, self.model_config, rows, speed=NO_MATTER, methods=()).chosen
         libraries = 0 if torch.cuda.is_available() else LIBRARY_BYTES["cpu"]

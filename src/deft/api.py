@@ -4,15 +4,16 @@ In: examples, settings, the name of a model. Out: an audit, or a trained checkpo
 terminal, which the functions behind it are given, are found here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deft.data.audit import Audit
 from deft.data.audit import audit as audit_encoded
 from deft.model.size import reach
 from deft.model.start import start_from
 from deft.prompt.encode import encoded_rows
+from deft.prompt.formats.kinds import TrainReasoning
 from deft.screen import console as terminal
 from deft.training.config import TrainConfig
 from deft.types import Example
@@ -23,11 +24,19 @@ if TYPE_CHECKING:
     from deft.training.run import TrainResult
 
 
-def audit(examples: Sequence[Example], *, model: str | Path, max_length_tokens: int = 2048) -> Audit:
+def audit(
+    examples: Sequence[Example],
+    *,
+    model: str | Path,
+    max_length_tokens: int = 2048,
+    template_kwargs: Mapping[str, Any] | None = None,
+    train_reasoning: TrainReasoning = "last",
+) -> Audit:
     """Count rows and tokens per ability, and find what would make training on them pointless or wrong.
 
     `model` is an alias, a folder or a hub id; only its tokenizer is loaded. Examples longer than `max_length_tokens`,
-    or than the model's positions, lose their oldest turns, as in training.
+    or than the model's positions, lose their oldest turns, as in training; `template_kwargs` and `train_reasoning` are
+    those of a `TrainConfig`.
 
     Example:
         >>> found = deft.audit(deft.read_examples("rows.jsonl").examples, model="smollm2-135m")
@@ -36,11 +45,11 @@ def audit(examples: Sequence[Example], *, model: str | Path, max_length_tokens: 
     Raises:
         UserError: if the model is not found, or its chat format cannot be masked exactly.
     """
-    start = start_from(model)
+    start = start_from(model, template_kwargs=template_kwargs)
     limit = reach(start.found.folder, max_length_tokens)
     return audit_encoded(
         examples,
-        encoded_rows(examples, start.chat_format, max_length_tokens=limit),
+        encoded_rows(examples, start.chat_format, max_length_tokens=limit, train_reasoning=train_reasoning),
         max_length_tokens=limit,
         end_of_turn_ids=start.chat_format.end_of_turn_ids,
     )

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -81,8 +80,10 @@ class Message:
         if self.role != "assistant" and (self.reasoning or self.tool_calls or self.weight != 1):
             fault = f"a {self.role} message has reasoning, tool calls or a loss weight, which only replies have"
             raise UserError(fault, got=self.content, fix="take them out, or leave the row out")
-        if not (isinstance(self.weight, int | float) and math.isfinite(self.weight) and self.weight >= 0):
-            raise UserError("the loss weight of a reply is not a number from 0 on", got=self.weight, fix="write 0 or 1")
+        # What float32 holds without trouble.
+        if not (isinstance(self.weight, int | float) and (self.weight == 0 or 1e-6 <= self.weight <= 1e6)):
+            what = "the loss weight of a reply is neither 0 nor a number from 0.000001 to 1,000,000"
+            raise UserError(what, got=self.weight, fix="write 0 or 1")
         check_characters(f"the {self.role} message", self.content + self.reasoning)
 
 

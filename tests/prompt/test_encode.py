@@ -5,7 +5,8 @@ from chat_tokenizers import CHATML, chat, chatml_tokenizer, llama3_tokenizer, on
 from deft.errors import NotTrainable, UserError
 from deft.prompt.encode import encode_example, encode_examples, fit_prompt
 from deft.prompt.formats.kinds import chat_format_for
-from deft.types import IGNORED_LABEL, Example
+from deft.testing.tiny import byte_tokenizer
+from deft.types import IGNORED_LABEL, Example, Message
 
 SIX = ("一", "答一", "第二个问题", "答二", "三", "答三")
 
@@ -109,3 +110,18 @@ def test_fit_prompt_drops_whole_exchanges_and_keeps_the_identity(chat_format):
 def test_fit_prompt_wants_a_user_message_last():
     with pytest.raises(UserError, match="last message"):
         fit_prompt(chat("一", "二"), FORMATS[0], max_prompt_tokens=100)
+
+
+@pytest.mark.parametrize("weight", [-1, 1e-50, 1e39, float("nan"), float("inf"), "1"])
+def test_a_loss_weight_is_one_that_a_token_can_carry(weight: object) -> None:
+    with pytest.raises(UserError, match="loss weight of a reply"):
+        Message(role="assistant", content="答", weight=weight)  # type: ignore[arg-type]
+
+
+def test_the_least_and_largest_loss_weights_reach_the_tokens() -> None:
+    messages = [Message(role="user", content="问"), Message(role="assistant", content="一", weight=1e-6)]
+    messages += [Message(role="user", content="再问"), Message(role="assistant", content="二", weight=1e6)]
+    chat_format = chat_format_for(byte_tokenizer())
+    [row] = encode_example(Example.create(messages), chat_format, max_length_tokens=99)
+    assert row.weights is not None
+    assert row.weights[row.labels != IGNORED_LABEL].tolist() == pytest.approx([1e-6] * 4 + [1e6] * 4)

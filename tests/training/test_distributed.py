@@ -52,14 +52,15 @@ SLOW_MODES = [
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, 23 rows (so that the last step has fewer than the others), and a run of one process."""
+    """A model, 23 rows (the last step has fewer than others, and some weigh more or less), and a run of one process."""
     folder = tmp_path_factory.mktemp("分布")
     save_tiny(folder / "model", "llama", seed=1)
     rows = []
     for number in range(23):
         reply = f"{number} 的平方是 {number * number}。" * (1 + number % 3)
         messages = [Message(role="user", content=f"{number} 的平方?" * (1 + number % 4))]
-        rows.append(Example.create([*messages, Message(role="assistant", content=reply)], ability=f"能力{number % 2}"))
+        messages.append(Message(role="assistant", content=reply, weight=(1, 0.25, 1, 3)[number % 4]))
+        rows.append(Example.create(messages, ability=f"能力{number % 2}"))
     write_examples(folder / "rows.jsonl", rows)
     run(folder, "one", batch_size=6)
     return folder

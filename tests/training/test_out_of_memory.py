@@ -22,11 +22,13 @@ LIMIT_TOKENS = 130
 
 
 def examples(num_rows: int = 12) -> list[Example]:
+    """Rows of several lengths, some of which weigh less or more in the loss."""
     made = []
     for number in range(num_rows):
         question = f"第 {number} 题：" + "请算。" * (number % 4)
         reply = f"{number} 的答案 is {number * number}."
-        made.append(Example.create([Message(role="user", content=question), Message(role="assistant", content=reply)]))
+        answer = Message(role="assistant", content=reply, weight=(1, 0.25, 1, 3)[number % 4])
+        made.append(Example.create([Message(role="user", content=question), answer]))
     return made
 
 

@@ -9,6 +9,7 @@ from cyclopts.validators import Number
 from deft.commands.flags import AT_LEAST_1
 from deft.screen import console
 from deft.serve.defaults import TEMPERATURE
+from deft.training.config import parsed_kwargs
 
 
 def chat(
@@ -46,7 +47,6 @@ def chat(
     """
     from deft.serve.assistant import Assistant
     from deft.serve.terminal import chat_sampling, run_chat
-    from deft.training.config import parsed_kwargs
 
     sampling = chat_sampling(temperature=temperature, top_p=top_p, seed=seed)
     assistant = Assistant(

@@ -12,8 +12,8 @@ from deft.commands.rows import read
 from deft.errors import UserError
 from deft.language.catalogue import spoken, translated, worded
 from deft.model.size import num_positions
-from deft.prompt.formats.kinds import TrainReasoning
 from deft.screen import console, say
+from deft.training.config import TrainReasoning, parsed_kwargs
 
 app = App(
     name="data",
@@ -107,7 +107,6 @@ def show(
     from deft.model.start import start_from
     from deft.prompt.encode import encode_example
     from deft.prompt.paint import paint, painted_pieces
-    from deft.training.config import parsed_kwargs
 
     found = read([file], skip_broken=skip_broken, ignore_fields=ignore_fields, fields=fields)
     examples = [row for row in found if id in (None, row.id)]
@@ -166,7 +165,6 @@ def audit(
     from deft.model.start import start_from
     from deft.prompt.advice import notes
     from deft.prompt.encode import encoded_rows
-    from deft.training.config import parsed_kwargs
 
     reading: dict[str, Any] = {"skip_broken": skip_broken, "ignore_fields": ignore_fields, "fields": fields}
     examples = read([folder], **reading)

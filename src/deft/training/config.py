@@ -32,6 +32,8 @@ OF_THE_RENDERING = frozenset(
     """.split()  # noqa: SIM905
 )
 """What a chat template is given, or how it is rendered, for deft to decide."""
+TrainReasoning = Literal["last", "all", "none"]
+"""As in `deft.prompt.formats.kinds`, which takes numpy to import."""
 NO_VALIDATION = Path("none")
 """What `valid` says where nothing is to be measured."""
 
@@ -68,7 +70,7 @@ class TrainConfig:
     template_kwargs: str | dict[str, Any] | None = None
     """What the chat template is given beside the messages, as JSON such as {"enable_thinking": false}; the checkpoint
     keeps it. By default what is stored with the model to start from."""
-    train_reasoning: Literal["last", "all", "none"] = "last"
+    train_reasoning: TrainReasoning = "last"
     """In which replies of a row reasoning carries loss; where it does not, it is context, if the template shows it."""
     max_length_tokens: int = 2048
     """Longer rows lose whole oldest turns, or are dropped with a reason."""

@@ -1,5 +1,6 @@
 """The processes that train together: joined and left the same way on every path, and of one mind about stopping."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -74,29 +75,31 @@ def first_of_machine(find: Callable[[], T], *, waits: bool = True) -> T:
     It is for what takes long and leaves on disk what makes it quick for the others. Where it leaves nothing (`waits`
     False, which machines may differ in), the others do not wait.
 
-    The group's own timeout is for exchanges, and may be minutes: this wait has a group of its own. It ends with the
-    group of all, since freeing one of gloo's needs the pause that `leave` makes.
+    The timeout of all processes together is for exchanges, and may be minutes: those of a machine wait in a group of
+    their own. It ends with the group of all, since freeing one of gloo's needs the pause that `leave` makes.
 
     Raises:
-        UserError: in all processes, the one that `find` raised in any of the first.
+        UserError: in all processes of the machine, the one that `find` raised in the first.
     """
-    if not distributed.is_initialized() or distributed.get_world_size() == 1 or not distributed.is_gloo_available():
+    num_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if not waits or num_here == 1 or not (distributed.is_initialized() and distributed.is_gloo_available()):
         return find()
-    patient = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
-    is_first = PartialState().is_local_main_process or not waits
-    found: T | None = None
-    error: UserError | None = None
-    if is_first:
+    place = PartialState().local_process_index
+    first = distributed.get_rank() - place
+    here = distributed.new_group(
+        list(range(first, first + num_here)), timeout=LONGEST_WAIT, backend="gloo", use_local_synchronization=True
+    )
+    found: T | UserError | None = None
+    if place == 0:
         try:
             found = find()
-        except UserError as caught:
-            error = caught
-    errors: list[UserError | None] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(errors, error, group=patient)
-    for one in errors:
-        if one is not None:
-            raise one
-    return cast(T, found) if is_first else find()
+        except UserError as error:
+            found = error
+    told = [found if isinstance(found, UserError) else None]
+    distributed.broadcast_object_list(told, src=first, group=here)
+    if told[0] is not None:
+        raise told[0]
+    return cast(T, found) if place == 0 else find()
 
 
 def any_of_them(flag: bool, device: torch.device) -> bool:

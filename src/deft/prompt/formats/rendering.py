@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import jinja2
 
 from deft.errors import NotTrainable
+from deft.prompt.formats.calls import check_calls_shown, typed_json, with_call_ids
 from deft.prompt.formats.kinds import Tools
-from deft.prompt.formats.turns import THINK, Turn, turns_of, typed_json, with_call_ids, with_reasoning_inside
+from deft.prompt.formats.turns import THINK, Turn, turns_of, with_reasoning_inside
 from deft.prompt.guard import Content, Guard
 from deft.types import Message, ToolCall
 
@@ -51,6 +52,8 @@ LAYOUTS = (
     ("<reasoning>\n", "\n</reasoning>\n"),
 )
 """What stands around reasoning, in those templates that do not write it themselves where it is to be trained."""
+
+BESIDE = "\ue002Beside\ue003"
 
 Part = Literal["content", "reasoning"]
 
@@ -196,6 +199,7 @@ class Renderer:
             self._check_no_new_specials(skeleton, text, contents)
         if not plain:
             self._check_typed(turns, tools)
+            check_calls_shown(turns if for_reply else [], text)
         return Rendered(text, contents)
 
     def skeleton(self, turns: Sequence[Turn], tools: Tools, slots: Collection[Slot], *, for_reply: bool) -> Skeleton:
@@ -228,9 +232,26 @@ class Renderer:
                 if filled == text and slot in contents:
                     found[slot] = contents[slot]
                     continue
+            if at := self._placed_by_its_side(turns, tools, slot, text, for_reply=for_reply):
+                found[slot] = at
+                continue
             if for_reply and turns[slot.turn].role not in ("assistant", "tool"):
                 raise rewrites("the template does not show the messages as they are", text)
         return found
+
+    def _placed_by_its_side(
+        self, turns: Sequence[Turn], tools: Tools, slot: Slot, text: str, *, for_reply: bool
+    ) -> Content | None:
+        """Return where a text stands that the template looks into (`'/no_think' in …`): a mark beside it tells."""
+        own = text_of(turns[slot.turn], slot)
+        for before, after in ((BESIDE, ""), ("", BESIDE)):
+            changed = with_text(turns, slot, before + own + after)
+            with suppress(NotTrainable):
+                beside = self.text(changed, tools, for_reply=for_reply)
+                start = beside.find(BESIDE) - (len(own) if after else 0)
+                if beside.count(BESIDE) == 1 and beside.replace(BESIDE, "") == text and text.startswith(own, start):
+                    return Content(start, start + len(own), turns[slot.turn].role == "assistant")
+        return None
 
     def _check_no_new_specials(self, skeleton: Skeleton, text: str, contents: Mapping[Slot, Content]) -> None:
         """Check that no rewritten text brought a special token, which the guard would take for the template's."""
@@ -293,14 +314,15 @@ class Renderer:
             ),
             Turn("tool", "markresult", name="markfunction", call_id="call00001"),
         ]
+        given: dict[str, Any] = {"tools": [PROBE_TOOL]} if self.shows_tools else {}
         for self._arguments_as_text in (False, True):
             for self._empty_content in ("", None):
-                text = self._tried([self._message(turn) for turn in turns])
+                text = self._tried([self._message(turn) for turn in turns], **given)
                 escaped = r"\"key\"" in text  # JSON text that the template wrote as JSON once more
                 if all(part in text for part in ("markfunction", "markvalue", "markresult")) and not escaped:
                     long = [turn._replace(call_id=turn.call_id and LONG_ID) for turn in turns]
                     long[1] = long[1]._replace(calls=(turns[1].calls[0].with_id(LONG_ID),))
-                    self._short_ids = not self._tried([self._message(turn) for turn in long])
+                    self._short_ids = not self._tried([self._message(turn) for turn in long], **given)
                     return True
         self._arguments_as_text, self._empty_content = False, ""
         return False
@@ -353,10 +375,15 @@ def marked(turns: Sequence[Turn], slots: Collection[Slot]) -> list[Turn]:
     """Return the turns with marks in place of the texts of `slots`."""
     changed = list(turns)
     for slot in slots:
-        turn = changed[slot.turn]
-        is_content = slot.part == "content"
-        changed[slot.turn] = turn._replace(content=mark(slot)) if is_content else turn._replace(reasoning=mark(slot))
+        changed = with_text(changed, slot, mark(slot))
     return changed
+
+
+def with_text(turns: Sequence[Turn], slot: Slot, text: str) -> list[Turn]:
+    """Return the turns with another text in a slot."""
+    turn = turns[slot.turn]
+    changed = turn._replace(content=text) if slot.part == "content" else turn._replace(reasoning=text)
+    return [changed if place == slot.turn else each for place, each in enumerate(turns)]
 
 
 def mark(slot: Slot) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from deft.errors import NotTrainable
+from deft.prompt.formats.calls import check_calls_shown
 from deft.prompt.formats.endings import Ending
 from deft.prompt.formats.kinds import Tools
 from deft.prompt.formats.rendering import LAYOUTS, REMEDY, Rendered, Renderer, Slot, mark, marked, rewrites
@@ -72,6 +73,7 @@ def served(renderer: Renderer, turns: Sequence[Turn], tools: Tools, ending: Endi
     written = whole.text[begins.place :]
     if not written.endswith(ending.written):
         raise no_end(written)
+    check_order(ask, begins.place, written, own)
     thought = thinking(ask, begins, written, is_shown="reasoning" in own)
     text = prompt.text + thought.before + thought.text + thought.after
     written = written[thought.num_replaced :]
@@ -104,6 +106,19 @@ def own_texts(ask: Ask) -> dict[str, Content]:
     return own
 
 
+def check_order(ask: Ask, place: int, written: str, own: dict[str, Content]) -> None:
+    """Check that `written`, which begins at `place`, shows the calls of the reply, and none before its reasoning.
+
+    Raises:
+        NotTrainable: `template_hides_content` or `template_rewrites_reply`.
+    """
+    check_calls_shown([ask.turn], written)
+    before = written[: own["reasoning"].start - place] if "reasoning" in own else ""
+    if any(call.name in before for call in ask.turn.calls):
+        what = "the template writes a call before the thinking that led to it"
+        raise NotTrainable("template_rewrites_reply", what, got=written, fix=f"take the reasoning out, {REMEDY}")
+
+
 class Beginning(NamedTuple):
     """Where in `whole` that begins, at `place`, which follows the prompt.
 
@@ -130,20 +145,40 @@ def beginning(ask: Ask, own: dict[str, Content]) -> Beginning:
     lead = turn[: min((content.start for content in own.values()), default=len(ask.whole.text)) - begins]
     ends = ENDS_WITH_THINKING.search(asks)
     base = asks[: ends.start()] if ends else asks
-    if base != asks and lead.startswith(base):
-        thought = BEGINS_WITH_THINKING.match(lead, len(base))
+    place = aligned(base, lead)
+    if base != asks and place is not None:
+        thought = BEGINS_WITH_THINKING.match(lead, place)
         assert thought is not None  # it matches nothing as well
         return Beginning(begins + thought.end(), thought["closed"] or "")
-    if asks.startswith(lead):
-        return Beginning(begins + len(lead))
-    if lead.startswith(asks):
-        return Beginning(begins + len(asks))
+    place = len(lead) if asks.startswith(lead) else aligned(asks, lead)
+    if place is not None:
+        return Beginning(begins + place)
     raise NotTrainable(
         "template_rewrites_history",
         "the prompt that the template writes for a reply is not how the turn with the reply begins",
         got=f"the prompt ends with {asks[-80:]!r}, the turn begins with {turn[:80]!r}",
         fix="try other --template-kwargs (such as enable_thinking), " + REMEDY,
     )
+
+
+def aligned(asks: str, lead: str) -> int | None:
+    """Return where in `lead` that ends which `asks` says; None if `lead` does not begin with it.
+
+    White space within counts for nothing: some templates lay out a prompt in another way than a turn.
+    """
+    if lead.startswith(asks):
+        return len(asks)
+    place = 0
+    for character in "".join(asks.split()):
+        while place < len(lead) and lead[place].isspace():
+            place += 1
+        if place == len(lead) or lead[place] != character:
+            return None
+        place += 1
+    if asks == asks.rstrip():
+        return place
+    rest = lead[place:]
+    return len(lead) - len(rest.lstrip()) if not rest or rest[0].isspace() else None
 
 
 def after_last_text(ask: Ask, *, for_reply: bool) -> str:
@@ -181,7 +216,8 @@ def thinking(ask: Ask, begins: Beginning, written: str, *, is_shown: bool) -> Th
         NotTrainable: `reasoning_not_served`, if the row has reasoning and the prompt leaves no room for it.
     """
     prompt, reasoning = ask.prompt.text, ask.turn.reasoning
-    ends = ENDS_WITH_THINKING.search(prompt)
+    typed = ask.prompt.contents.get(Slot(ask.reply - 1, "content"))
+    ends = ENDS_WITH_THINKING.search(prompt, typed.end if typed else 0)  # what the user typed opens no thinking
     opened, closed = (ends["opened"], ends["closed"]) if ends else (None, None)
     follows = ask.whole.text.startswith(prompt)
     if reasoning and closed and not (is_shown and follows):
