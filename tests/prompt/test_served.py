@@ -1,5 +1,7 @@
 """Rows as they are served, on small templates that behave as those of well-known models do."""
 
+from dataclasses import replace
+
 import pytest
 from chat_tokenizers import byte_tokenizer, chat, only, trained_texts
 
@@ -282,6 +284,47 @@ def test_a_template_without_tools_refuses_them_by_name():
         with pytest.raises(NotTrainable) as refusal:
             format_of(template).encode_conversation(weather(), tools)
         assert refusal.value.reason == "no_tool_support"
+
+
+ONE_CALL = """
+{%- for m in messages -%}
+{{ '<|im_start|>' ~ m.role ~ '\n' }}
+{%- if m.tool_calls -%}{{ m.content if m.content else m.tool_calls[0].function | tojson }}
+{%- else -%}{{ m.content }}{%- endif -%}
+{{ '<|im_end|>\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}
+"""
+
+
+def test_a_call_that_the_template_drops_is_refused():
+    chat_format = TemplateFormat(byte_tokenizer(SPECIAL[TOOLS], chat_template=ONE_CALL))
+    assert len(chat_format.encode_conversation(weather())) == 1
+    asked, called, *rest = weather()
+    [call] = called.tool_calls
+    two = replace(called, tool_calls=(call, replace(call, arguments='{"城市": "上海"}')))
+    twice = replace(called, tool_calls=(call, call))
+    for reply in (two, twice, replace(called, content="我查一下。")):
+        for messages in ([asked, reply], [asked, replace(reply, weight=0.0), *rest]):
+            with pytest.raises(NotTrainable) as refusal:
+                chat_format.encode_conversation(messages)
+            assert refusal.value.reason == "template_hides_content"
+
+
+ENDED_THOUGHT = """
+{%- for m in messages -%}
+{%- if m.reasoning_content -%}{{ '<|think|>' ~ m.reasoning_content ~ '<|end|>' }}{%- endif -%}
+{{ '<|begin|>' ~ m.role ~ '\n' ~ m.content ~ '<|end|>' }}
+{%- endfor -%}
+"""
+
+
+@pytest.mark.parametrize("train_reasoning", ["last", "none"])
+def test_a_thought_that_ends_as_a_reply_does_is_refused_with_loss_or_without(train_reasoning):
+    chat_format = TemplateFormat(byte_tokenizer(["<|think|>", "<|begin|>", "<|end|>"], chat_template=ENDED_THOUGHT))
+    with pytest.raises(NotTrainable) as refusal:
+        chat_format.encode_conversation(chat("3+4?", "<think>三加四</think>7"), train_reasoning=train_reasoning)
+    assert refusal.value.reason == "stop_token_in_reply"
 
 
 def test_a_tool_cannot_bring_a_special_token():

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import jinja2
 
 from deft.errors import NotTrainable
+from deft.prompt.formats.calls import check_calls_shown, typed_json, with_call_ids
 from deft.prompt.formats.kinds import Tools
-from deft.prompt.formats.turns import THINK, Turn, turns_of, typed_json, with_call_ids, with_reasoning_inside
+from deft.prompt.formats.turns import THINK, Turn, turns_of, with_reasoning_inside
 from deft.prompt.guard import Content, Guard
 from deft.types import Message, ToolCall
 
@@ -198,6 +199,7 @@ class Renderer:
             self._check_no_new_specials(skeleton, text, contents)
         if not plain:
             self._check_typed(turns, tools)
+            check_calls_shown(turns if for_reply else [], text)
         return Rendered(text, contents)
 
     def skeleton(self, turns: Sequence[Turn], tools: Tools, slots: Collection[Slot], *, for_reply: bool) -> Skeleton:
@@ -312,14 +314,15 @@ class Renderer:
             ),
             Turn("tool", "markresult", name="markfunction", call_id="call00001"),
         ]
+        given: dict[str, Any] = {"tools": [PROBE_TOOL]} if self.shows_tools else {}
         for self._arguments_as_text in (False, True):
             for self._empty_content in ("", None):
-                text = self._tried([self._message(turn) for turn in turns])
+                text = self._tried([self._message(turn) for turn in turns], **given)
                 escaped = r"\"key\"" in text  # JSON text that the template wrote as JSON once more
                 if all(part in text for part in ("markfunction", "markvalue", "markresult")) and not escaped:
                     long = [turn._replace(call_id=turn.call_id and LONG_ID) for turn in turns]
                     long[1] = long[1]._replace(calls=(turns[1].calls[0].with_id(LONG_ID),))
-                    self._short_ids = not self._tried([self._message(turn) for turn in long])
+                    self._short_ids = not self._tried([self._message(turn) for turn in long], **given)
                     return True
         self._arguments_as_text, self._empty_content = False, ""
         return False

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from deft.errors import NotTrainable
+from deft.prompt.formats.calls import check_calls_shown
 from deft.prompt.formats.endings import Ending
 from deft.prompt.formats.kinds import Tools
 from deft.prompt.formats.rendering import LAYOUTS, REMEDY, Rendered, Renderer, Slot, mark, marked, rewrites
@@ -72,6 +73,7 @@ def served(renderer: Renderer, turns: Sequence[Turn], tools: Tools, ending: Endi
     written = whole.text[begins.place :]
     if not written.endswith(ending.written):
         raise no_end(written)
+    check_order(ask, begins.place, written, own)
     thought = thinking(ask, begins, written, is_shown="reasoning" in own)
     text = prompt.text + thought.before + thought.text + thought.after
     written = written[thought.num_replaced :]
@@ -102,6 +104,19 @@ def own_texts(ask: Ask) -> dict[str, Content]:
             fix="write the reply as the template does (thinking belongs in front of it, or in `reasoning_content`)",
         )
     return own
+
+
+def check_order(ask: Ask, place: int, written: str, own: dict[str, Content]) -> None:
+    """Check that `written`, which begins at `place`, shows the calls of the reply, and none before its reasoning.
+
+    Raises:
+        NotTrainable: `template_hides_content` or `template_rewrites_reply`.
+    """
+    check_calls_shown([ask.turn], written)
+    before = written[: own["reasoning"].start - place] if "reasoning" in own else ""
+    if any(call.name in before for call in ask.turn.calls):
+        what = "the template writes a call before the thinking that led to it"
+        raise NotTrainable("template_rewrites_reply", what, got=written, fix=f"take the reasoning out, {REMEDY}")
 
 
 class Beginning(NamedTuple):

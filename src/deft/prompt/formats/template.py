@@ -174,7 +174,7 @@ class TemplateFormat:
         if masked:
             thought = [content for content in reply.contents if content.start < reply.said]
             num_silent = max(num_silent, num_common(ids, self._guard.encode(reply.text[: reply.said], thought).ids))
-        check_reply(ids, num_silent, self.stop_token_ids, self._tokenizer)
+        check_reply(ids, len(prompt_ids), self.stop_token_ids, self._tokenizer)
         weights = [0.0] * num_silent + [turns[-1].weight] * (len(ids) - num_silent)
         return Encoded(ids, weights, len(turns))
 

@@ -3,7 +3,6 @@
 In: messages. Out: turns, which are messages without their checks, because a format also makes turns of its own.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,10 +13,6 @@ SYSTEM_SEPARATOR = "\n\n"
 """What stands between the system message and the first user message where they share a turn."""
 THINK = ("<think>\n", "\n</think>\n\n")
 """What stands around reasoning where it is written into the text of a reply, as most models write it."""
-SHORT_ID = "call{number:05d}"
-"""Of nine letters and digits, as Mistral's templates want them."""
-CALL_ID = "functions.{name}:{number}"
-"""What Kimi's templates write; others that show an id show any."""
 PROBE = (
     Message(role="user", content="请用一句话解释：光合作用是什么？"),
     Message(role="assistant", content="植物用光能把 CO₂ 和水变成糖和氧气。\n(That is all.)"),
@@ -108,40 +103,3 @@ def num_common(left: Sequence[object], right: Sequence[object]) -> int:
     """Return how many items two sequences begin with alike."""
     shorter = min(len(left), len(right))
     return next((place for place in range(shorter) if left[place] != right[place]), shorter)
-
-
-def typed_json(turns: Sequence[Turn], tools: Sequence[Any]) -> str:
-    """Return what a row brings in beside its texts, tools and calls, as one text that holds all their characters."""
-    calls = [text for turn in turns for call in turn.calls for text in (call.name, call.arguments, call.id)]
-    names = [text for turn in turns for text in (turn.name, turn.call_id)]
-    return (
-        "\n".join([json.dumps(list(tools), ensure_ascii=False), *calls, *names]) if tools or calls or any(names) else ""
-    )
-
-
-def with_call_ids(turns: Sequence[Turn], *, short: bool) -> Sequence[Turn]:
-    """Return the turns with an id for each call, and with its id and its function's name for each result.
-
-    Results without an id answer the calls in their order. With `short`, all ids are nine letters and digits long.
-    """
-    if not any(turn.calls for turn in turns):
-        return turns
-    found: list[Turn] = []
-    number = 0
-    pending: list[ToolCall] = []
-    for turn in turns:
-        changed = turn
-        if turn.calls:
-            pending = []
-            for call in turn.calls:
-                made = (SHORT_ID if short else CALL_ID).format(name=call.name, number=number)
-                pending.append(call.with_id(made if short or not call.id else call.id))
-                number += 1
-            changed = turn._replace(calls=tuple(pending))
-            asked = {call.id: made for call, made in zip(turn.calls, pending, strict=True) if call.id}
-        elif turn.role == "tool" and pending:
-            answered = asked.get(turn.call_id, pending[0])
-            pending = [call for call in pending if call is not answered] or pending[-1:]
-            changed = turn._replace(call_id=answered.id, name=turn.name or answered.name)
-        found.append(changed)
-    return found
