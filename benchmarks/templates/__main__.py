@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.templates import report
 from benchmarks.templates.fetch import Template, all_templates, of_folder
-from benchmarks.templates.tokenizers import KINDS
+from benchmarks.templates.tokenizers import KINDS, can_be
 from benchmarks.templates.verdict import Tried, tried
 from deft.errors import UserError
 
@@ -49,8 +49,8 @@ def all_tried(templates: list[Template], kinds: list[str], workers: int, console
     """Try every template with every kind of tokenizer, in the order they come to their end."""
     columns = (TextColumn("templates"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with ProcessPoolExecutor(workers) as pool, Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=len(templates) * len(kinds))
-        waiting = [pool.submit(tried, template, kind) for kind in kinds for template in templates]
+        waiting = [pool.submit(tried, one, kind) for kind in kinds for one in templates if can_be(kind, one.text)]
+        task = progress.add_task("", total=len(waiting))
         for done in as_completed(waiting):
             progress.advance(task)
             yield done.result()

@@ -140,15 +140,17 @@ class Judge:
         ends = THINKING_END.search(asks)
         assert ends is not None  # it matches nothing as well
         base = asks[: ends.start()]
-        if not turn.startswith(base):
+        place = behind_words(turn, base)
+        if place is None:
             return self._behind_longer_prompt(asks, turn, reply)
-        written = turn[len(base) :]
-        if base != asks:
-            written = written.lstrip()
+        written = turn[place:]
+        spaces = ""
+        if turn[:place] != asks:
+            written, spaces = written.lstrip(), r"\s*"
         if not reply.reasoning:
             if ends["closed"] or not ends["opened"]:
                 left = written if not EMPTY_BLOCK.match(written) else EMPTY_BLOCK.sub("", written, count=1)
-                return r"\s*" if not left.strip() else re.escape(left)
+                return r"\s*" if not left.strip() else spaces + re.escape(left)
             return self._thinking(prompt, written, thought)
         if ends["closed"]:
             raise Unbuildable("the prompt closes the thinking, and the row has reasoning")
@@ -164,8 +166,6 @@ class Judge:
         anchor = reply.reasoning or (reply.content if reply.tool_calls else "")
         lead = turn.partition(anchor)[0] if anchor else turn
         written = turn[len(lead) :]
-        if "".join(lead.split()) == "".join(asks.split()) and not (reply.reasoning or reply.tool_calls):
-            return r"\s*"  # they differ in white space alone
         if not asks.startswith(lead) or not (written == "" or written.startswith(anchor or "\0")):
             raise Unbuildable("the turn begins in another way than the prompt for it")
         return re.escape(written)
@@ -180,24 +180,27 @@ class Judge:
         if self._layout and thought and not ends["opened"]:
             opens, closes = self._layout
             closes = closes.removesuffix(rest)
-            return re.escape(opens) + thought + re.escape(closes) + re.escape(rest)
+            learned = re.escape(opens) + thought + re.escape(closes) + re.escape(rest)
+        else:
+            learned = r"(?!)"
         own = [pair for pair in TAGS if pair[1] in self.renders.template] or TAGS[:1]
         opening = "" if ends["opened"] else any_of(opens for opens, _ in own)
-        return rf"\s*{opening}\s*{thought}\s*{any_of(closes for _, closes in own)}\s*{re.escape(rest)}"
+        closing = any_of(closes for _, closes in own)
+        return rf"(?:{learned}|\s*{opening}\s*{thought}\s*{closing}\s*{re.escape(rest)})"
 
     @cached_property
     def _layout(self) -> tuple[str, str] | None:
         """What the template itself writes around the reasoning of a lone reply, where it shows it behind the prompt."""
-        history = [Message(role="user", content="?")]
+        history = [Message(role="user", content=LATER)]
         reply = Message(role="assistant", content=MARK, reasoning=THOUGHT)
         try:
-            prompt = self.renders.text(history, (), prompt=True)
-            whole = self.renders.text([*history, reply], (), prompt=False)
+            asks = self.renders.text(history, (), prompt=True).rpartition(LATER)[2]
+            turn = self.renders.text([*history, reply], (), prompt=False).rpartition(LATER)[2]
         except Unbuildable:
             return None
-        if not whole.startswith(prompt) or THOUGHT not in whole:
+        if not turn.startswith(asks) or THOUGHT not in turn:
             return None
-        opens, _, rest = whole[len(prompt) :].partition(THOUGHT)
+        opens, _, rest = turn[len(asks) :].partition(THOUGHT)
         return opens, rest.partition(MARK)[0]
 
     def _behind_last(
@@ -241,8 +244,12 @@ class Judge:
         ends = [match.end() for match in self._specials.finditer(common)]
         if len(ends) > 1 and common[: ends[-1]].endswith(opens or "\0") and common.rstrip() != as_last.rstrip():
             ends.pop()  # the template opens a turn of the assistant by itself
+        eos = self.tokenizer.eos_token or "\0"
+        own_end = bool(ends) and (not reply.tool_calls or common[: ends[-1]].endswith(self._stops))
+        if ends and not (eos in as_last and (eos in between or not own_end)):
+            return common[: ends[-1]]
         if ends:
-            return self._up_to_eos(common[: ends[-1]])
+            return self._up_to_eos(as_last)
         if self._specials.search(as_last):
             return self._up_to_eos(self._first_run(as_last))
         own = between[: len(between) - len(common_suffix(between, opening))]
@@ -417,6 +424,19 @@ def with_mark(reply: Message, place: int = -1) -> Message:
     calls = [*reply.tool_calls]
     calls[place] = replace(calls[place], arguments=f'{{"city": "{MARK}"}}')
     return replace(reply, tool_calls=tuple(calls))
+
+
+def behind_words(text: str, words: str) -> int | None:
+    """Return the place in a text behind some words that it begins with, white space aside; None if it does not."""
+    if text.startswith(words):
+        return len(words)
+    place = 0
+    for character in "".join(words.split()):
+        place += len(text[place:]) - len(text[place:].lstrip())
+        if text[place : place + 1] != character:
+            return None
+        place += 1
+    return place
 
 
 def common_suffix(left: str, right: str) -> str:

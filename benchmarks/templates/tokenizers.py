@@ -4,6 +4,7 @@ In: a template's text. Out: a tokenizer of one of three kinds. The real ones wou
 differ from these in nothing that matters here: which strings are one token, and how text beside them is cut.
 """
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -103,7 +104,9 @@ def space_first() -> str:
         vocab_size=700, special_tokens=["<unk>", *bytes_], show_progress=False, max_token_length=12
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
-    return str(tokenizer.to_str())
+    made = json.loads(tokenizer.to_str())
+    made["added_tokens"] = made["added_tokens"][:1]  # the bytes are ordinary pieces, <unk> alone is special
+    return json.dumps(made)
 
 
 def _trained(tokenizer: Tokenizer, extra: Sequence[str]) -> str:
@@ -119,6 +122,11 @@ KINDS: dict[str, Callable[[], str]] = {
     "space": space_first,
 }
 """`bytes` cuts at words only, `words` joins punctuation and line breaks, `space` puts a space before a text."""
+
+
+def can_be(kind: str, template: str) -> bool:
+    """Say whether a template can have a kind of tokenizer: `▁` in a control string would be read as a space."""
+    return kind != "space" or "▁" not in template
 
 
 def written_by(template: str) -> set[str]:
