@@ -77,8 +77,8 @@ def tried(template: Template, tokenizer_kind: str) -> Tried:
         chat_format = error
     else:
         found.ends = [str(name) for name in tokenizer.convert_ids_to_tokens(list(chat_format.end_of_turn_ids))]
-        found.reasoning = chat_format.renderer.reasoning
-        found.shows_tools = chat_format.renderer.shows_tools
+        found.reasoning = chat_format.renderer.wants.reasoning
+        found.shows_tools = chat_format.renderer.wants.shows_tools
         if tokenizer_kind == "bytes":
             found.marks = marks.differences(tokenizer, judge.renders, chat_format)
     for kind, cases in cases_for(judge, tokenizer_kind).items():
