@@ -56,6 +56,25 @@ def all_tried(templates: list[Template], kinds: list[str], workers: int, console
             yield done.result()
 
 
+def all_untaught(templates: list[Template], count: int, workers: int, console: Console) -> list[str]:
+    """Teach a tiny model conversations in each of `count` templates, spread over all; return what went wrong."""
+    from benchmarks.templates.stops import untaught
+
+    sample = templates[:: max(1, len(templates) // count)][:count]
+    columns = (TextColumn("generating"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    lines: list[str] = []
+    num_taught = 0
+    with ProcessPoolExecutor(workers) as pool, Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=len(sample))
+        for done in as_completed([pool.submit(untaught, one) for one in sample]):
+            title, faults, number = done.result()
+            num_taught += number
+            lines += [f"{title}: {fault}" for fault in faults]
+            progress.advance(task)
+    print(f"\n{num_taught} conversations of {len(sample)} templates taught to a tiny model, {len(lines)} faults")
+    return lines
+
+
 def main() -> None:
     """Fetch, try, and report."""
     arguments = parse()
@@ -84,8 +103,10 @@ def main() -> None:
     ):
         if lines:
             print("\n".join(["", heading, *lines]))
+    untaught = all_untaught(templates, arguments.generate, arguments.workers, console) if arguments.generate else []
+    print("\n".join(f"WRONG {line}" for line in untaught))
     print("\n".join(["", *report.totals_of(found), f"{time.monotonic() - began_at:.0f} s"]))
-    sys.exit(any(one.count("wrong") for one in found))
+    sys.exit(bool(untaught) or any(one.count("wrong") for one in found))
 
 
 if __name__ == "__main__":
