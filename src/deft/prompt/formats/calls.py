@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from deft.errors import NotTrainable
+from deft.prompt.formats.kinds import Tools
 from deft.prompt.formats.turns import Turn
 from deft.types import ToolCall
 
@@ -74,6 +75,20 @@ def check_calls_shown(turns: Sequence[Turn], text: str, *, names: bool) -> None:
         what = "the template does not show a call, or not all of it"
         fix = "write one call in a message, without text beside it, or take the row out"
         raise NotTrainable("template_hides_content", what, got=lacking, fix=fix)
+
+
+def check_tools_shown(tools: Tools, text: str) -> None:
+    """Check that a prompt names every tool that the assistant may call.
+
+    Raises:
+        NotTrainable: `template_hides_content`.
+    """
+    for tool in tools:
+        name = tool.get("function", tool).get("name", "")
+        if name not in text:
+            what = "the template does not show a tool in this prompt"
+            fix = "take rows with tools out, or use a model whose chat template writes them"
+            raise NotTrainable("template_hides_content", what, got=name, fix=fix)
 
 
 def values_in(value: Any) -> Iterator[tuple[str, ...]]:

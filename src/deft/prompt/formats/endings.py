@@ -64,7 +64,7 @@ class Endings:
         turns = [Turn("user", EARLIER), Turn("assistant", "", calls=(call,))]
         result = Turn("tool", LATER, name="markfunction", call_id="call00000")
         tools = [PROBE_TOOL] if self._renderer.wants.shows_tools else []
-        if of_text.written and self._renderer.text(turns, tools, for_reply=False).endswith(of_text.written):
+        if of_text.written.strip() and self._renderer.text(turns, tools, for_reply=False).endswith(of_text.written):
             return of_text
         return self._learned(turns, result, tools=tools)
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from deft.errors import NotTrainable
-from deft.prompt.formats.calls import check_calls_shown, typed_json
+from deft.prompt.formats.calls import check_calls_shown, check_tools_shown, typed_json
 from deft.prompt.formats.kinds import Tools
 from deft.prompt.formats.turns import Turn
 from deft.prompt.formats.wants import RENDERING_ERRORS, Wants
@@ -137,6 +137,7 @@ class Renderer:
         if not plain:
             self._check_typed(turns, tools)
             self.check_calls(turns if for_reply else [], text)
+            check_tools_shown(tools if for_reply else (), text)
         return Rendered(text, contents)
 
     def skeleton(self, turns: Sequence[Turn], tools: Tools, slots: Collection[Slot], *, for_reply: bool) -> Skeleton:

@@ -19,7 +19,7 @@ from deft.prompt.guard import Content
 
 OPENING, CLOSING = ("|".join(re.escape(tags[part].strip()) for tags in LAYOUTS) for part in (0, 1))
 ENDS_WITH_THINKING = re.compile(rf"(?P<opened>(?:{OPENING})\s*)?(?P<closed>(?:{CLOSING})\s*)?\Z")
-BEGINS_WITH_THINKING = re.compile(rf"\s*(?:(?:{OPENING})\s*)?(?P<closed>(?:{CLOSING})\s*)?")
+BEGINS_WITH_THINKING = re.compile(rf"\s*(?P<opened>(?:{OPENING})\s*)?(?P<closed>(?:{CLOSING})\s*)?")
 CLOSE_OF = {opening.strip(): close.strip() for opening, close in LAYOUTS}
 
 
@@ -238,8 +238,12 @@ def thinking(ask: Ask, begins: Beginning, written: str, *, is_shown: bool) -> Th
         raise NotTrainable("template_hides_content", what, got=written, fix=f"take the reasoning out, {REMEDY}")
     if reasoning and not is_shown:
         empty = BEGINS_WITH_THINKING.match(written)
-        before, after = tags_of(ask.renderer.template)
-        return Thought(before, reasoning, after, empty.end() if empty and empty["closed"] else 0)
+        if empty is None or not (empty["opened"] and empty["closed"]):
+            before, after = tags_of(ask.renderer.template)
+            return Thought(before, reasoning, after)
+        line_break = "\n" if "\n" in empty["opened"] else ""  # the template's empty block is filled in its own layout
+        before = written[: empty.start("opened")] + empty["opened"].rstrip() + line_break
+        return Thought(before, reasoning, line_break + empty["closed"], empty.end())
     return Thought()
 
 
