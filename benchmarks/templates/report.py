@@ -93,17 +93,31 @@ def totals_of(found: Sequence[Tried]) -> list[str]:
 
 
 def markdown_of(found: Sequence[Tried]) -> str:
-    """Return the table of templates for the documentation."""
-    lines = [
-        "| template | plain | several turns | reasoning | tools | ends a turn |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    """Return the table of templates for the documentation: those that are alike share a line."""
+    names: dict[tuple[str, ...], list[str]] = {}
     for one in found:
         if one.tokenizer == "bytes" and one.count("exact", "plain"):
             ends = " or ".join(f"`{end}`" for end in one.ends)
-            cells = [worded(one, "plain"), several_turns(one), worded(one, "reasoning"), worded(one, "tools"), ends]
-            lines.append(f"| {one.title} | " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+            cells = (worded(one, "plain"), several_turns(one), reasoning_of(one), worded(one, "tools"), ends)
+            names.setdefault(cells, []).append(
+                one.name.rpartition(".")[2] if one.name.endswith("_template") else one.name
+            )
+    lines = [
+        "| chat template | plain | five exchanges | reasoning | tools | a reply ends with |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for alike, titles in sorted(names.items(), key=lambda item: item[1][0].casefold()):
+        shown: list[str] = [", ".join(dict.fromkeys(titles)), *alike]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in shown) + " |")
     return "\n".join(lines) + "\n"
+
+
+def reasoning_of(one: Tried) -> str:
+    """Say how the template takes reasoning, and how many conversations with it are exact."""
+    ways = {"inside": "`<think>` in the reply", "hidden": "in its own tags"}
+    way = ways.get(one.reasoning, f"`{one.reasoning}`")
+    said = worded(one, "reasoning")
+    return said if said == "refused" else f"{said}, {way}"
 
 
 def worded(one: Tried, kind: str) -> str:

@@ -34,8 +34,13 @@ LATER = "Zqlater"
 class Sequenced(Protocol):
     """A sequence as deft returns it."""
 
-    ids: list[int]
-    weights: list[float]
+    @property
+    def ids(self) -> list[int]:
+        """The tokens."""
+
+    @property
+    def weights(self) -> list[float]:
+        """The weight of each token's loss; 0 where it carries none."""
 
 
 class Expected(NamedTuple):

@@ -85,7 +85,7 @@ def misses(model: PreTrainedModel, judge: Judge, chat_format: TemplateFormat, ca
     room = len(judge.ids(case.messages[-1].content + case.messages[-1].reasoning)) + 40 + SPARE_TOKENS
     [reply] = generate(model, [prompt], stop_token_ids=stop_ids, settings=Sampling(max_new_tokens=room))
     with torch.inference_mode():
-        plain = model.generate(  # type: ignore[operator]  # transformers' own mixin
+        plain = model.generate(
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
             eos_token_id=list(stop_ids),

@@ -71,16 +71,17 @@ def tried(template: Template, tokenizer_kind: str) -> Tried:
     found = Tried(template.source, template.name, tokenizer_kind)
     tokenizer = tokenizer_for(template.text, tokenizer_kind)
     judge = Judge(tokenizer)
+    chat_format: TemplateFormat | UserError
     try:
-        chat_format: TemplateFormat | UserError = TemplateFormat(tokenizer)
+        made = chat_format = TemplateFormat(tokenizer)
     except UserError as error:
         chat_format = error
     else:
-        found.ends = [str(name) for name in tokenizer.convert_ids_to_tokens(list(chat_format.end_of_turn_ids))]
-        found.reasoning = chat_format.renderer.wants.reasoning
-        found.shows_tools = chat_format.renderer.wants.shows_tools
+        found.ends = [str(name) for name in tokenizer.convert_ids_to_tokens(list(made.end_of_turn_ids))]
+        found.reasoning = made.renderer.reasoning
+        found.shows_tools = made.renderer.shows_tools
         if tokenizer_kind == "bytes":
-            found.marks = marks.differences(tokenizer, judge.renders, chat_format)
+            found.marks = marks.differences(tokenizer, judge.renders, made)
     for kind, cases in cases_for(judge, tokenizer_kind).items():
         found.verdicts += [judged(judge, chat_format, kind, case) for case in cases]
     found.seconds = time.monotonic() - began_at
