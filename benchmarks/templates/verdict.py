@@ -78,8 +78,8 @@ def tried(template: Template, tokenizer_kind: str) -> Tried:
         chat_format = error
     else:
         found.ends = [str(name) for name in tokenizer.convert_ids_to_tokens(list(made.end_of_turn_ids))]
-        found.reasoning = made.renderer.reasoning
-        found.shows_tools = made.renderer.shows_tools
+        found.reasoning = made.renderer.wants.reasoning
+        found.shows_tools = made.renderer.wants.shows_tools
         if tokenizer_kind == "bytes":
             found.marks = marks.differences(tokenizer, judge.renders, made)
     for kind, cases in cases_for(judge, tokenizer_kind).items():
