@@ -103,6 +103,16 @@ class Renders:
             found = [replace(first, content=f"{system.content}\n\n{first.content}"), *rest]
         return found
 
+    @property
+    def takes_reasoning(self) -> str:
+        """Under which keys the template takes reasoning; "inside" the reply; or "hidden", where it shows none."""
+        found = "inside" if self.way.inside else "hidden"
+        if self.way.keys:
+            asked = [Message(role="user", content="?"), Message(role="assistant", content=MARK, reasoning=THOUGHT)]
+            alone = [key for key in KEYS if THOUGHT in self._tried(asked, replace(self.way, keys=(key,)))]
+            found = ", ".join(alone or self.way.keys)
+        return found
+
     @cached_property
     def way(self) -> Way:
         """How the template wants things, found by trying."""

@@ -139,7 +139,7 @@ def test_a_weight_is_the_same_number_however_it_is_written() -> None:
 def test_the_rows_that_users_reported() -> None:
     if not SHARED.exists():
         pytest.skip(f"{SHARED} is not there")
-    rows = {}
+    rows: dict[str, Any] = {}
     for line in SHARED.read_text(encoding="utf-8").splitlines():
         case = json.loads(line)
         try:

@@ -383,5 +383,7 @@ def repeats(value: Any, messages: Sequence[str]) -> bool:
 def holds_exchange(rendered: str, exchange: Sequence[str]) -> bool:
     """Say whether a rendered prompt holds every line of a question and ends with its reply: it adds only its frame."""
     lines = [line.strip() for line in exchange[0].splitlines() if line.strip()]
+    if not exchange[1].strip():  # it only calls tools
+        return False
     before, reply, after = rendered.rpartition(exchange[1].strip())
     return bool(reply) and RENDERED_END.fullmatch(after) is not None and all(line in before for line in lines)

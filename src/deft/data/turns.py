@@ -135,8 +135,9 @@ def turn(item: Any, role_key: str, content_key: str) -> list[Message]:
         content, thoughts = without_thoughts(content)
         return [message(role, joined_parts(content), **reply_parts(rest, thoughts))]
     content = joined_parts(content)
-    check_asked(rest, ROLE_NAMES.get(role, "system"))
-    check_meanings(without_flags(rest, *TOOL_FIELDS))
+    if rest:
+        check_asked(rest, ROLE_NAMES.get(role, "system"))
+        check_meanings(without_flags(rest, *TOOL_FIELDS))
     is_empty = content is None or (isinstance(content, str) and not content.strip())
     return [] if ROLE_NAMES.get(role) == "system" and is_empty else [message(item[role_key], content)]
 

@@ -15,7 +15,7 @@ from deft.language.catalogue import worded
 from deft.prompt.formats.kinds import ChatFormat
 from deft.prompt.formats.replies import BEGINS_WITH_THINKING
 from deft.prompt.formats.template import TemplateFormat
-from deft.prompt.formats.turns import PROBE
+from deft.prompt.formats.turns import PROBE, turns_of
 from deft.prompt.guard import decode_exactly
 from deft.prompt.paint import CLOSE, OPEN
 from deft.types import Example, split_reasoning
@@ -77,7 +77,7 @@ def other_marks(chat_format: TemplateFormat, tokenizer: "PreTrainedTokenizerBase
     """Say where the `{% generation %}` marks of a template, if it has any, would train other tokens; paint both."""
     if MARKS.search(chat_format.template) is None:
         return
-    messages = chat_format.renderer.as_given(PROBE[:2])
+    messages = chat_format.renderer.wants.given(turns_of(PROBE[:2], has_system_role=True))
     marked: Any = tokenizer.apply_chat_template(
         messages,
         chat_template=chat_format.template,

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from deft.prompt.formats.kinds import ChatFormat
-from deft.prompt.formats.rendering import LAYOUTS
 from deft.prompt.formats.replies import ENDS_WITH_THINKING
+from deft.prompt.formats.wants import LAYOUTS
 from deft.prompt.guard import any_of, decode_exactly, special_tokens
 
 if TYPE_CHECKING:

@@ -9,13 +9,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from deft.errors import NotTrainable
+from deft.prompt.formats.kinds import Tools
 from deft.prompt.formats.turns import Turn
 from deft.types import ToolCall
 
 SHORT_ID = "call{number:05d}"
 """Of nine letters and digits, as Mistral's templates want them."""
 CALL_ID = "functions.{name}:{number}"
-"""What Kimi's templates write; others that show an id show any."""
+"""What Kimi's templates write in place of a name; others that show an id show any."""
 
 
 def with_call_ids(turns: Sequence[Turn], *, short: bool) -> Sequence[Turn]:
@@ -55,17 +56,18 @@ def typed_json(turns: Sequence[Turn], tools: Sequence[Any]) -> str:
     )
 
 
-def check_calls_shown(turns: Sequence[Turn], text: str) -> None:
+def check_calls_shown(turns: Sequence[Turn], text: str, *, names: bool) -> None:
     """Check that a text shows every call of some turns: each name as often as it is called, and all arguments.
 
-    Templates that know one call for each message, or text or a call, drop the others without a word.
+    Templates that know one call for each message, or text or a call, drop the others without a word. Without `names`
+    the template writes ids in their place, as Kimi's does.
 
     Raises:
         NotTrainable: `template_hides_content`.
     """
     calls = [call for turn in turns for call in turn.calls]
-    names = Counter(call.name for call in calls)
-    lacking = next((name for name, number in names.items() if text.count(name) < number), None)
+    called = Counter(call.name for call in calls) if names else Counter()
+    lacking = next((name for name, number in called.items() if text.count(name) < number), None)
     for call in calls:
         values = values_in(json.loads(call.arguments))
         lacking = lacking or next((call.name for forms in values if not any(form in text for form in forms)), None)
@@ -73,6 +75,20 @@ def check_calls_shown(turns: Sequence[Turn], text: str) -> None:
         what = "the template does not show a call, or not all of it"
         fix = "write one call in a message, without text beside it, or take the row out"
         raise NotTrainable("template_hides_content", what, got=lacking, fix=fix)
+
+
+def check_tools_shown(tools: Tools, text: str) -> None:
+    """Check that a prompt names every tool that the assistant may call.
+
+    Raises:
+        NotTrainable: `template_hides_content`.
+    """
+    for tool in tools:
+        name = tool.get("function", tool).get("name", "")
+        if name not in text:
+            what = "the template does not show a tool in this prompt"
+            fix = "take rows with tools out, or use a model whose chat template writes them"
+            raise NotTrainable("template_hides_content", what, got=name, fix=fix)
 
 
 def values_in(value: Any) -> Iterator[tuple[str, ...]]:

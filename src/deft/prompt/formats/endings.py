@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from deft.errors import NotTrainable
 from deft.prompt.formats.kinds import Tools
-from deft.prompt.formats.rendering import PROBE_TOOL, Renderer
+from deft.prompt.formats.rendering import Renderer
 from deft.prompt.formats.turns import Turn, num_common
+from deft.prompt.formats.wants import PROBE_TOOL
 from deft.prompt.guard import Guard
 from deft.types import ToolCall
 
@@ -62,8 +63,8 @@ class Endings:
         call = ToolCall(name="markfunction", arguments=f'{{"key": "{MARK}"}}', id="call00000")
         turns = [Turn("user", EARLIER), Turn("assistant", "", calls=(call,))]
         result = Turn("tool", LATER, name="markfunction", call_id="call00000")
-        tools = [PROBE_TOOL] if self._renderer.shows_tools else []
-        if of_text.written and self._renderer.text(turns, tools, for_reply=False).endswith(of_text.written):
+        tools = [PROBE_TOOL] if self._renderer.wants.shows_tools else []
+        if of_text.written.strip() and self._renderer.text(turns, tools, for_reply=False).endswith(of_text.written):
             return of_text
         return self._learned(turns, result, tools=tools)
 

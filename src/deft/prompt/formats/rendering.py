@@ -1,58 +1,25 @@
 """What a chat template makes of turns: text, and where in it each text that a message brought in stands.
 
 In: turns and tools. Out: `Rendered`. The places are found by rendering once more with marks in place of the texts, and
-proven by putting the texts back. What the template wants to be given (under which key reasoning, calls as objects or
-as text) is found by trying.
+proven by putting the texts back.
 """
 
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import jinja2
-
 from deft.errors import NotTrainable
-from deft.prompt.formats.calls import check_calls_shown, typed_json, with_call_ids
+from deft.prompt.formats.calls import check_calls_shown, check_tools_shown, typed_json
 from deft.prompt.formats.kinds import Tools
-from deft.prompt.formats.turns import THINK, Turn, turns_of, with_reasoning_inside
+from deft.prompt.formats.turns import Turn
+from deft.prompt.formats.wants import RENDERING_ERRORS, Wants
 from deft.prompt.guard import Content, Guard
-from deft.types import Message, ToolCall
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 REMEDY = "take the row out, or give the tokenizer another chat template (a newer revision of the model may have one)"
-RENDERING_ERRORS = (
-    jinja2.TemplateError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    RecursionError,
-    MemoryError,
-)
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-INSIDE, HIDDEN = "inside", "hidden"
-LONG_ID = "call_of_a_function"
-LAYOUTS = (
-    THINK,
-    ("<|channel>thought\n", "\n<channel|>"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),
-    ("[THINK]", "[/THINK]"),
-    ("<seed:think>", "</seed:think>"),
-    ("<|inner_prefix|>", "<|inner_suffix|>"),
-    ("<mm:think>\n", "\n</mm:think>\n\n"),
-    ("<longcat_think>\n", "\n</longcat_think>\n"),
-    ("<thought>\n", "\n</thought>\n"),
-    ("<thinking>\n", "\n</thinking>\n"),
-    ("<reasoning>\n", "\n</reasoning>\n"),
-)
-"""What stands around reasoning, in those templates that do not write it themselves where it is to be trained."""
-
 BESIDE = "\ue002Beside\ue003"
 
 Part = Literal["content", "reasoning"]
@@ -112,13 +79,7 @@ class Renderer:
         self._kwargs = dict(template_kwargs)
         self._guard = guard
         self._skeletons: dict[tuple[Any, ...], Skeleton] = {}
-        self._arguments_as_text = False
-        self._empty_content: str | None = ""
-        self._short_ids = False
-        self._takes_parts = False
-        if "?mark" not in self._tried([{"role": "user", "content": "?mark"}]):  # templates of models that see images
-            parts = [{"type": "text", "text": "?mark"}]
-            self._takes_parts = "?mark" in self._tried([{"role": "user", "content": parts}])
+        self.wants = Wants(tokenizer, template, template_kwargs)
 
     # --- texts --------------------------------------------------------------------------------------------------------
 
@@ -133,7 +94,7 @@ class Renderer:
             options["tools"] = [dict(tool) for tool in tools]
         try:
             text = self._tokenizer.apply_chat_template(
-                [self._message(turn) for turn in with_call_ids(turns, short=self._short_ids)],
+                self.wants.given(turns),
                 chat_template=self.template,
                 tokenize=False,
                 add_generation_prompt=for_reply,
@@ -145,30 +106,6 @@ class Renderer:
             raise NotTrainable("template_refuses_messages", fault, got=str(error), fix=fix) from error
         assert isinstance(text, str)
         return text
-
-    def as_given(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        """Return plain messages as the template is given them."""
-        return [self._message(turn) for turn in turns_of(messages, has_system_role=True)]
-
-    def _message(self, turn: Turn) -> dict[str, Any]:
-        """Return a turn as templates are given it; keys are there only where they say something."""
-        if turn.role == "assistant" and turn.reasoning and self.reasoning == INSIDE:
-            turn = with_reasoning_inside(turn)
-        content = [{"type": "text", "text": turn.content}] if self._takes_parts else turn.content
-        message: dict[str, Any] = {"role": turn.role, "content": content}
-        if turn.reasoning and self.reasoning in REASONING_KEYS:
-            message[self.reasoning] = turn.reasoning
-        if turn.calls:
-            message["tool_calls"] = [self._call(call) for call in turn.calls]
-            message["content"] = content if turn.content else self._empty_content
-        if turn.role == "tool":
-            message |= {"name": turn.name} if turn.name else {}
-            message |= {"tool_call_id": turn.call_id} if turn.call_id else {}
-        return message
-
-    def _call(self, call: ToolCall) -> dict[str, Any]:
-        arguments = call.arguments if self._arguments_as_text else json.loads(call.arguments)
-        return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
 
     # --- places -------------------------------------------------------------------------------------------------------
 
@@ -199,7 +136,8 @@ class Renderer:
             self._check_no_new_specials(skeleton, text, contents)
         if not plain:
             self._check_typed(turns, tools)
-            check_calls_shown(turns if for_reply else [], text)
+            self.check_calls(turns if for_reply else [], text)
+            check_tools_shown(tools if for_reply else (), text)
         return Rendered(text, contents)
 
     def skeleton(self, turns: Sequence[Turn], tools: Tools, slots: Collection[Slot], *, for_reply: bool) -> Skeleton:
@@ -267,90 +205,20 @@ class Renderer:
                 fix="take the special token out of it",
             )
 
+    def check_calls(self, turns: Sequence[Turn], text: str) -> None:
+        """Check that a text shows the calls of some turns.
+
+        Raises:
+            NotTrainable: as `check_calls_shown` does.
+        """
+        check_calls_shown(turns, text, names=self.wants.shows_names)
+
     def _check_typed(self, turns: Sequence[Turn], tools: Tools) -> None:
         """Check that tools and calls, whose places in the text are not known, spell no special token."""
         written = self._guard.special_texts(typed_json(turns, tools))
         if written:
             what = "a tool, a call or a result contains a special token"
             raise NotTrainable("control_token_in_text", what, got=" ".join(written), fix="take it out of the row")
-
-    # --- what the template can show -----------------------------------------------------------------------------------
-
-    @cached_property
-    def reasoning(self) -> str:
-        """How the template is given reasoning: under one of `REASONING_KEYS`; `INSIDE` the content, where it finds it
-        or knows nothing of it; or not at all (`HIDDEN`), where it removes it even from the last reply.
-        """
-        thought, said = mark(Slot(1, "reasoning")), mark(Slot(1, "content"))
-        asked, reply = self._message(Turn("user", "?")), self._message(Turn("assistant", said))
-        for key in REASONING_KEYS:
-            text = self._tried([asked, reply | {key: thought}])
-            if thought in text and said in text:
-                return key
-        if any(close.strip() in self.template for _, close in LAYOUTS if close != THINK[1]):
-            return HIDDEN  # it has tags of its own, and writes them only at times
-        inside = with_reasoning_inside(Turn("assistant", said, thought))
-        return INSIDE if inside.content in self._tried([asked, self._message(inside)]) else HIDDEN
-
-    @cached_property
-    def shows_tools(self) -> bool:
-        """Whether the template writes the definitions of tools into the prompt."""
-        return "markfunction" in self._tried(
-            [{"role": "user", "content": "?"}], tools=[PROBE_TOOL], add_generation_prompt=True
-        )
-
-    @cached_property
-    def shows_calls(self) -> bool:
-        """Whether the template writes calls and their results; finds in which form it wants them.
-
-        Arguments are an object, or their JSON text; a message without content has empty content, or none.
-        """
-        turns = [
-            Turn("user", "?"),
-            Turn(
-                "assistant",
-                "",
-                calls=(ToolCall(name="markfunction", arguments='{"key": "markvalue"}', id="call00001"),),
-            ),
-            Turn("tool", "markresult", name="markfunction", call_id="call00001"),
-        ]
-        given: dict[str, Any] = {"tools": [PROBE_TOOL]} if self.shows_tools else {}
-        for self._arguments_as_text in (False, True):
-            for self._empty_content in ("", None):
-                text = self._tried([self._message(turn) for turn in turns], **given)
-                escaped = r"\"key\"" in text  # JSON text that the template wrote as JSON once more
-                if all(part in text for part in ("markfunction", "markvalue", "markresult")) and not escaped:
-                    long = [turn._replace(call_id=turn.call_id and LONG_ID) for turn in turns]
-                    long[1] = long[1]._replace(calls=(turns[1].calls[0].with_id(LONG_ID),))
-                    self._short_ids = not self._tried([self._message(turn) for turn in long], **given)
-                    return True
-        self._arguments_as_text, self._empty_content = False, ""
-        return False
-
-    def _tried(self, messages: list[dict[str, Any]], **options: Any) -> str:
-        """Return what the template makes of messages; nothing if it refuses them."""
-        try:
-            text = self._tokenizer.apply_chat_template(
-                messages, chat_template=self.template, tokenize=False, **{**self._kwargs, **options}
-            )
-        except RENDERING_ERRORS:
-            return ""
-        assert isinstance(text, str)
-        return text
-
-
-PROBE_TOOL = {
-    "type": "function",
-    "function": {
-        "name": "markfunction",
-        "description": "?",
-        "parameters": {
-            "type": "object",
-            "properties": {"key": {"type": "string", "description": "?"}},
-            "required": ["key"],
-        },
-    },
-}
 
 
 def skeleton_of(text: str, slots: Collection[Slot]) -> Skeleton:

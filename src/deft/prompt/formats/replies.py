@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from deft.errors import NotTrainable
-from deft.prompt.formats.calls import check_calls_shown
 from deft.prompt.formats.endings import Ending
 from deft.prompt.formats.kinds import Tools
-from deft.prompt.formats.rendering import LAYOUTS, REMEDY, Rendered, Renderer, Slot, mark, marked, rewrites
+from deft.prompt.formats.rendering import REMEDY, Rendered, Renderer, Slot, mark, marked, rewrites
 from deft.prompt.formats.turns import THINK, Turn
+from deft.prompt.formats.wants import INSIDE, LAYOUTS
 from deft.prompt.guard import Content
 
 OPENING, CLOSING = ("|".join(re.escape(tags[part].strip()) for tags in LAYOUTS) for part in (0, 1))
 ENDS_WITH_THINKING = re.compile(rf"(?P<opened>(?:{OPENING})\s*)?(?P<closed>(?:{CLOSING})\s*)?\Z")
-BEGINS_WITH_THINKING = re.compile(rf"\s*(?:(?:{OPENING})\s*)?(?P<closed>(?:{CLOSING})\s*)?")
+BEGINS_WITH_THINKING = re.compile(rf"\s*(?P<opened>(?:{OPENING})\s*)?(?P<closed>(?:{CLOSING})\s*)?")
 CLOSE_OF = {opening.strip(): close.strip() for opening, close in LAYOUTS}
 
 
@@ -112,7 +112,7 @@ def check_order(ask: Ask, place: int, written: str, own: dict[str, Content]) -> 
     Raises:
         NotTrainable: `template_hides_content` or `template_rewrites_reply`.
     """
-    check_calls_shown([ask.turn], written)
+    ask.renderer.check_calls([ask.turn], written)
     before = written[: own["reasoning"].start - place] if "reasoning" in own else ""
     if any(call.name in before for call in ask.turn.calls):
         what = "the template writes a call before the thinking that led to it"
@@ -233,10 +233,17 @@ def thinking(ask: Ask, begins: Beginning, written: str, *, is_shown: bool) -> Th
         if reasoning and not is_shown:
             return Thought(text=reasoning, after="" if closes_itself else closes)
         return Thought(after="" if reasoning or follows or closes_itself else closes)
+    if reasoning and not is_shown and ask.renderer.wants.reasoning == INSIDE:
+        what = "the template writes reasoning as a part of the reply, and does not write it here"
+        raise NotTrainable("template_hides_content", what, got=written, fix=f"take the reasoning out, {REMEDY}")
     if reasoning and not is_shown:
         empty = BEGINS_WITH_THINKING.match(written)
-        before, after = tags_of(ask.renderer.template)
-        return Thought(before, reasoning, after, empty.end() if empty and empty["closed"] else 0)
+        if empty is None or not (empty["opened"] and empty["closed"]):
+            before, after = tags_of(ask.renderer.template)
+            return Thought(before, reasoning, after)
+        line_break = "\n" if "\n" in empty["opened"] else ""  # the template's empty block is filled in its own layout
+        before = written[: empty.start("opened")] + empty["opened"].rstrip() + line_break
+        return Thought(before, reasoning, line_break + empty["closed"], empty.end())
     return Thought()
 
 

@@ -181,7 +181,7 @@ class TemplateFormat:
     def _turns(self, messages: Sequence[Message], tools: Tools) -> list[Turn]:
         turns = turns_of(messages, has_system_role=self.has_system_role)
         has_calls = any(turn.calls or turn.role == "tool" for turn in turns)
-        if (tools and not self.renderer.shows_tools) or (has_calls and not self.renderer.shows_calls):
+        if (tools and not self.renderer.wants.shows_tools) or (has_calls and not self.renderer.wants.shows_calls):
             what = "the chat template does not write " + ("tool calls and results" if has_calls else "tools")
             fix = "take rows with tools out, or use a model whose chat template writes them"
             raise NotTrainable("no_tool_support", what, fix=fix)
@@ -200,7 +200,7 @@ class TemplateFormat:
     def _all_ends(self) -> tuple[int, ...]:
         """Return the ids that end a turn: of text, and of calls where the template writes them."""
         ends = [self.ending_of_text.stop_id]
-        if self.renderer.shows_calls:
+        if self.renderer.wants.shows_calls:
             with suppress(NotTrainable):
                 ends.append(self._ending_of_calls.stop_id)
         return tuple(dict.fromkeys(ends))
