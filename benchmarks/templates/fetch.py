@@ -189,7 +189,7 @@ def download(url: str, file: IO[bytes], sha256: str) -> None:
 class Marks(Extension):
     """Reads `{% generation %}`, which Jinja itself does not know."""
 
-    tags: ClassVar = {"generation"}
+    tags: ClassVar[set[str]] = {"generation"}  # type: ignore[misc]  # jinja2 declares a variable of instances
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         """Return what stands between the two tags."""
@@ -250,7 +250,7 @@ def of_python(text: str) -> list[tuple[str, str]]:
                 if isinstance(part, ast.Constant) and is_chat_template(part.value) and id(part) not in taken:
                     taken.add(id(part))
                     name = ast.unparse(target)
-                    found.append((name if number == 0 else f"{name}:{part.lineno}", part.value))
+                    found.append((name if number == 0 else f"{name}:{part.lineno}", str(part.value)))
     return found
 
 
@@ -258,5 +258,5 @@ def of_json(text: str) -> list[tuple[str, str]]:
     """Return the templates of a list of models, or of one model, each named after its model."""
     whole = json.loads(text)
     models = whole if isinstance(whole, list) else [whole]
-    named = [(one.get("model_name", "?"), one.get("chat_template")) for one in models if isinstance(one, dict)]
-    return [(name, template) for name, template in named if is_chat_template(template)]
+    found = [one for one in models if isinstance(one, dict) and is_chat_template(one.get("chat_template"))]
+    return [(str(one.get("model_name", "?")), str(one["chat_template"])) for one in found]

@@ -6,6 +6,7 @@ of difference once. Templates without marks have nothing to compare.
 
 from collections.abc import Sequence
 from itertools import zip_longest
+from typing import Any
 from unittest.mock import patch
 
 from transformers import PreTrainedTokenizerBase
@@ -29,7 +30,7 @@ def differences(tokenizer: PreTrainedTokenizerBase, renders: Renders, chat_forma
         try:
             sequences = chat_format.encode_conversation(case.messages, case.tools, train_reasoning="all")
             with patch.object(chat_template_utils, "datetime", Frozen):
-                marked = tokenizer.apply_chat_template(
+                marked: Any = tokenizer.apply_chat_template(
                     renders.given(renders.prepared(case.messages)),
                     tools=[dict(tool) for tool in case.tools] or None,
                     return_dict=True,
@@ -50,7 +51,7 @@ def differences(tokenizer: PreTrainedTokenizerBase, renders: Renders, chat_forma
 
 def texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], weights: Sequence[float]) -> list[str]:
     """Return the texts that carry loss."""
-    return [str(tokenizer.decode(ids[start:end])) for start, end in runs(weights)]
+    return [str(tokenizer.decode(list(ids[start:end]))) for start, end in runs(weights)]
 
 
 def difference(ours: str, theirs: str) -> str:

@@ -103,6 +103,16 @@ class Renders:
             found = [replace(first, content=f"{system.content}\n\n{first.content}"), *rest]
         return found
 
+    @property
+    def takes_reasoning(self) -> str:
+        """Under which keys the template takes reasoning; "inside" the reply; or "hidden", where it shows none."""
+        found = "inside" if self.way.inside else "hidden"
+        if self.way.keys:
+            asked = [Message(role="user", content="?"), Message(role="assistant", content=MARK, reasoning=THOUGHT)]
+            alone = [key for key in KEYS if THOUGHT in self._tried(asked, replace(self.way, keys=(key,)))]
+            found = ", ".join(alone or self.way.keys)
+        return found
+
     @cached_property
     def way(self) -> Way:
         """How the template wants things, found by trying."""
@@ -121,8 +131,13 @@ class Renders:
             if THOUGHT in text and MARK in text:
                 return replace(way, keys=keys)
         own = any(close in self.template for _, close in TAGS[1:])  # it writes reasoning in its own tags, only at times
-        shown = THOUGHT in self._tried(asked, replace(way, keys=(), inside=True))
-        return replace(way, keys=(), inside=shown and not own)
+        inside = self._tried(asked, replace(way, keys=(), inside=True))
+        without = self._tried([asked[0], replace(asked[1], reasoning="")], way)
+        has_block = without.partition(MARK)[0].rstrip().endswith("</think>")
+        doubled = has_block and inside.count("</think>") > without.count("</think>")
+        if THOUGHT in inside and not own and not doubled:
+            return replace(way, keys=(), inside=True)
+        return replace(way, keys=tuple(key for key in KEYS if key in self.template)[:1])  # shown at times
 
     def _way_of_calls(self, way: Way) -> Way:
         call = ToolCall(name="get_weather", arguments=f'{{"city": "{MARK}"}}', id="call00000")

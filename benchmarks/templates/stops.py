@@ -6,6 +6,7 @@ The model learns deft's sequences; what it has to write is what the first judge 
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -72,7 +73,7 @@ def teach(model: PreTrainedModel, sequences: Sequence[Sequenced]) -> float:
         loss = torch.stack(losses).max()
         if loss.item() < LEARNED_LOSS:
             break
-        torch.stack(losses).mean().backward()  # type: ignore[no-untyped-call]
+        torch.stack(losses).mean().backward()
         optimizer.step()
     model.eval()
     return loss.item()
@@ -85,7 +86,8 @@ def misses(model: PreTrainedModel, judge: Judge, chat_format: TemplateFormat, ca
     room = len(judge.ids(case.messages[-1].content + case.messages[-1].reasoning)) + 40 + SPARE_TOKENS
     [reply] = generate(model, [prompt], stop_token_ids=stop_ids, settings=Sampling(max_new_tokens=room))
     with torch.inference_mode():
-        plain = model.generate(
+        generated: Any = model.generate  # transformers' own, which its types do not know
+        plain = generated(
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
             eos_token_id=list(stop_ids),

@@ -162,7 +162,7 @@ def tokenizer_for(template: str, kind: str = "bytes") -> PreTrainedTokenizerFast
     special = [AddedToken(name, special=True, normalized=False) for name in sorted(names)]
     plain_names = sorted({*PLAIN.findall(template), "<think>", "</think>"} - names)
     plain = [AddedToken(name, special=False, normalized=False) for name in plain_names]
-    tokenizer.add_tokens(special, special_tokens=True)  # type: ignore[arg-type]  # annotated without AddedToken
-    tokenizer.add_tokens(plain)  # type: ignore[arg-type]
+    tokenizer.add_tokens(special, special_tokens=True)
+    tokenizer.add_tokens(plain)
     tokenizer.chat_template = template
     return tokenizer

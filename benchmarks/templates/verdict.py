@@ -47,7 +47,6 @@ class Tried:
     marks: list[str] = field(default_factory=list)
     ends: list[str] = field(default_factory=list)
     reasoning: str = ""
-    shows_tools: bool = False
     seconds: float = 0.0
 
     @property
@@ -78,8 +77,7 @@ def tried(template: Template, tokenizer_kind: str) -> Tried:
         chat_format = error
     else:
         found.ends = [str(name) for name in tokenizer.convert_ids_to_tokens(list(made.end_of_turn_ids))]
-        found.reasoning = made.renderer.wants.reasoning
-        found.shows_tools = made.renderer.wants.shows_tools
+        found.reasoning = judge.renders.takes_reasoning
         if tokenizer_kind == "bytes":
             found.marks = marks.differences(tokenizer, judge.renders, made)
     for kind, cases in cases_for(judge, tokenizer_kind).items():
