@@ -136,6 +136,9 @@ class Judge:
     def _before(self, history: list[Message], tools: Sequence[Any], prompt: str, whole: str, reply: Message) -> str:
         """Return a pattern of what the model writes between the prompt and its reply; `whole` ends before the reply."""
         thought = re.escape(reply.reasoning)
+        closed = THINKING_END.search(prompt)
+        if reply.reasoning and self.renders.way.inside and closed and closed["closed"]:
+            raise Unbuildable("the prompt closes the thinking, and the row has reasoning")
         if whole.startswith(prompt):
             written = whole[len(prompt) :]
             if not reply.reasoning or reply.reasoning in written:

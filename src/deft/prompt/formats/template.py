@@ -167,13 +167,16 @@ class TemplateFormat:
         reply = self.served(turns, tools)
         prompt = [content for content in reply.contents if content.start < reply.start]
         prompt_ids = self._guard.encode(reply.text[: reply.start], prompt).ids
-        ids = self._guard.encode(reply.text, reply.contents).ids
+        ids, cut = self._guard.encode(reply.text, reply.contents).ids, None
         if ids[: len(prompt_ids)] != prompt_ids:  # a token reaches over the boundary; inference has it cut there
-            ids = self._guard.encode(reply.text, reply.contents, cut=reply.start).ids
+            cut = reply.start
+            ids = self._guard.encode(reply.text, reply.contents, cut=cut).ids
         num_silent = len(prompt_ids)
         if masked:
             thought = [content for content in reply.contents if content.start < reply.said]
-            num_silent = max(num_silent, num_common(ids, self._guard.encode(reply.text[: reply.said], thought).ids))
+            num_silent = max(
+                num_silent, num_common(ids, self._guard.encode(reply.text[: reply.said], thought, cut=cut).ids)
+            )
         check_reply(ids, len(prompt_ids), self.stop_token_ids, self._tokenizer)
         weights = [0.0] * num_silent + [turns[-1].weight] * (len(ids) - num_silent)
         return Encoded(ids, weights, len(turns))
