@@ -261,6 +261,8 @@ class Judge:
         if self._specials.search(as_last):
             return self._up_to_eos(self._first_run(as_last))
         own = between[: len(between) - len(common_suffix(between, opening))]
+        if opens and self._specials.search(own.partition(opens)[0]):
+            own = own.partition(opens)[0]
         if ends := [match.end() for match in self._specials.finditer(own)]:
             return self._up_to_eos(own[: ends[-1]])
         if found := self._specials.search(between):
