@@ -110,7 +110,7 @@ class Renders:
         if self.way.keys:
             asked = [Message(role="user", content="?"), Message(role="assistant", content=MARK, reasoning=THOUGHT)]
             alone = [key for key in KEYS if THOUGHT in self._tried(asked, replace(self.way, keys=(key,)))]
-            found = ", ".join(alone) or "hidden"
+            found = ", ".join(alone or self.way.keys)
         return found
 
     @cached_property
@@ -130,12 +130,14 @@ class Renders:
             text = self._tried(asked, replace(way, keys=keys))
             if THOUGHT in text and MARK in text:
                 return replace(way, keys=keys)
-        inside = replace(way, keys=(), inside=True)
         own = any(close in self.template for _, close in TAGS[1:])  # it writes reasoning in its own tags, only at times
-        plain = self._tried([asked[0], replace(asked[1], reasoning="")], inside).partition(MARK)[0]
-        doubled = any(plain.rstrip().endswith(close) for _, close in TAGS)  # it writes a block before every reply
-        shown = THOUGHT in self._tried(asked, inside)
-        return inside if shown and not own and not doubled else way
+        inside = self._tried(asked, replace(way, keys=(), inside=True))
+        without = self._tried([asked[0], replace(asked[1], reasoning="")], way)
+        has_block = without.partition(MARK)[0].rstrip().endswith("</think>")
+        doubled = has_block and inside.count("</think>") > without.count("</think>")
+        if THOUGHT in inside and not own and not doubled:
+            return replace(way, keys=(), inside=True)
+        return replace(way, keys=tuple(key for key in KEYS if key in self.template)[:1])  # shown at times
 
     def _way_of_calls(self, way: Way) -> Way:
         call = ToolCall(name="get_weather", arguments=f'{{"city": "{MARK}"}}', id="call00000")
