@@ -114,8 +114,8 @@ def markdown_of(found: Sequence[Tried]) -> str:
 
 def reasoning_of(one: Tried) -> str:
     """Say how the template takes reasoning, and how many conversations with it are exact."""
-    ways = {"inside": "`<think>` in the reply", "hidden": "put behind the prompt"}
-    way = ways.get(one.reasoning, " or ".join(f"`{key}`" for key in one.reasoning.split(", ")))
+    ways = {"inside": "`<think>` in the reply's text", "hidden": "written by deft, in the template's tags"}
+    way = ways.get(one.reasoning, "written by the template")
     said = worded(one, "reasoning")
     return said if said == "refused" else f"{said}, {way}"
 

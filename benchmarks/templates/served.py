@@ -136,6 +136,9 @@ class Judge:
     def _before(self, history: list[Message], tools: Sequence[Any], prompt: str, whole: str, reply: Message) -> str:
         """Return a pattern of what the model writes between the prompt and its reply; `whole` ends before the reply."""
         thought = re.escape(reply.reasoning)
+        closed = THINKING_END.search(prompt)
+        if reply.reasoning and self.renders.way.inside and closed and closed["closed"]:
+            raise Unbuildable("the prompt closes the thinking, and the row has reasoning")
         if whole.startswith(prompt):
             written = whole[len(prompt) :]
             if not reply.reasoning or reply.reasoning in written:
@@ -258,6 +261,8 @@ class Judge:
         if self._specials.search(as_last):
             return self._up_to_eos(self._first_run(as_last))
         own = between[: len(between) - len(common_suffix(between, opening))]
+        if opens and self._specials.search(own.partition(opens)[0]):
+            own = own.partition(opens)[0]
         if ends := [match.end() for match in self._specials.finditer(own)]:
             return self._up_to_eos(own[: ends[-1]])
         if found := self._specials.search(between):
