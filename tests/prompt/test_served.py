@@ -311,6 +311,26 @@ def test_a_call_that_the_template_drops_is_refused():
             assert refusal.value.reason == "template_hides_content"
 
 
+CALL_FIRST = """
+{%- for m in messages -%}
+{{ '<|im_start|>' ~ m.role ~ '\n' }}
+{%- for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor -%}
+{{ m.content ~ '<|im_end|>\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}
+"""
+
+
+def test_a_call_that_is_written_before_the_text_that_led_to_it_is_refused():
+    chat_format = TemplateFormat(byte_tokenizer(SPECIAL[TOOLS], chat_template=CALL_FIRST))
+    assert len(chat_format.encode_conversation(weather())) == 1
+    asked, called, *rest = weather()
+    for beside in ({"content": "我查一下 weather。"}, {"reasoning": "要查"}):
+        with pytest.raises(NotTrainable) as refusal:
+            chat_format.encode_conversation([asked, replace(called, **beside), *rest])
+        assert refusal.value.reason == "template_rewrites_reply"
+
+
 ENDED_THOUGHT = """
 {%- for m in messages -%}
 {%- if m.reasoning_content -%}{{ '<|think|>' ~ m.reasoning_content ~ '<|end|>' }}{%- endif -%}

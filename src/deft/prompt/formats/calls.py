@@ -97,6 +97,7 @@ def values_in(value: Any) -> Iterator[tuple[str, ...]]:
         for inner in value.values() if isinstance(value, dict) else value:
             yield from values_in(inner)
     elif isinstance(value, str):
-        yield value, value.strip(), json.dumps(value, ensure_ascii=False)[1:-1], json.dumps(value)[1:-1]
+        as_json = (json.dumps(value, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True))
+        yield value, value.strip(), *as_json, repr(value)[1:-1]
     elif value is not None:
         yield str(value), json.dumps(value)

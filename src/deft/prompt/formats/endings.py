@@ -86,7 +86,8 @@ class Endings:
             )
         before_eos, found, _ = closing.partition(self._eos)
         closing = before_eos + found  # generation stops there, whatever the template writes after it
-        leading = min(self._guard.special_spans(closing)[0][0], num_common(as_last, closing))  # the reply's own end
+        stop, _ = self._guard.special_spans(closing)[-1]
+        leading = min(stop, num_common(as_last, closing))  # what leads to the last token is the reply's own
         return Ending(as_last[leading:], closing[leading:], self._guard.special_ids(closing)[-1])
 
 

@@ -107,16 +107,20 @@ def own_texts(ask: Ask) -> dict[str, Content]:
 
 
 def check_order(ask: Ask, place: int, written: str, own: dict[str, Content]) -> None:
-    """Check that `written`, which begins at `place`, shows the calls of the reply, and none before its reasoning.
+    """Check that `written`, which begins at `place`, shows the calls of the reply, and none before its texts.
 
     Raises:
         NotTrainable: `template_hides_content` or `template_rewrites_reply`.
     """
     ask.renderer.check_calls([ask.turn], written)
-    before = written[: own["reasoning"].start - place] if "reasoning" in own else ""
+    *earlier, last = sorted(own.values()) or [Content(place, place, True)]
+    before = written[: last.start - place]
+    for text in earlier:
+        before = before.replace(written[text.start - place : text.end - place], "", 1)
     if any(call.name in before for call in ask.turn.calls):
-        what = "the template writes a call before the thinking that led to it"
-        raise NotTrainable("template_rewrites_reply", what, got=written, fix=f"take the reasoning out, {REMEDY}")
+        what = "the template writes a call before the text or the thinking that led to it"
+        fix = f"take the text and the reasoning beside calls out, {REMEDY}"
+        raise NotTrainable("template_rewrites_reply", what, got=written, fix=fix)
 
 
 class Beginning(NamedTuple):
